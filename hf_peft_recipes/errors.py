@@ -1,0 +1,43 @@
+"""What can go wrong, and the exit code that tells a program which it was."""
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_CODES = {
+    0: "done",
+    1: "a fault of this software or of a library below it",
+    2: "a mistake in what was asked: nothing was loaded or written",
+    3: "the run stopped itself: what should train did not train, or what should be frozen moved",
+    4: "the run stopped itself: the processes that came up are not the ones that were asked for",
+    130: "interrupted from the keyboard",
+}
+
+
+class RecipeError(Exception):
+    """Base of every error that this package raises on purpose; `exit_code` is what a command ends with."""
+
+    exit_code = 1
+
+
+class UserError(RecipeError):
+    """A mistake in what was asked. The message is one line: the thing, where it came from, the nearest right answer."""
+
+    exit_code = 2
+
+
+class NotTrainedError(RecipeError):
+    """Training ran, but tensors that should have been trained did not change, or frozen ones did."""
+
+    exit_code = 3
+
+
+class LaunchError(RecipeError):
+    """The number or kind of processes differs from what was asked for."""
+
+    exit_code = 4
+
+
+def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3) -> str:
+    """Return `"; did you mean 'x' or 'y'?"`, or an empty string when nothing is near `name`."""
+    near = difflib.get_close_matches(name, sorted(set(candidates)), n=limit, cutoff=0.6)
+    return f"; did you mean {' or '.join(repr(match) for match in near)}?" if near else ""

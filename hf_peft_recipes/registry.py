@@ -1,0 +1,135 @@
+"""Where recipes come from: a name leads to one source, and a name that leads to two is an error.
+
+Listing reads file names only; a source is opened when `read` is called.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hf_peft_recipes.errors import UserError, did_you_mean
+
+ENTRY_POINT_GROUP = "hf_peft_recipes.recipes"
+
+RecipeFunction = TypeVar("RecipeFunction", bound=Callable[[], Mapping[str, Any]])
+
+
+@dataclass(frozen=True)
+class Source:
+    """One recipe that can be read: `read()` returns YAML text, or the mapping that such a text would hold."""
+
+    name: str
+    origin: str
+    read: Callable[[], str | Mapping[str, Any]]
+    path: Path | None = None
+
+
+_decorated: dict[str, Source] = {}
+
+
+def shipped_folder() -> Path:
+    """Return the folder of the recipes that ship with the package: inside a wheel, or beside the package in a checkout."""
+    inside = Path(str(files("hf_peft_recipes"))) / "recipes"
+    return inside if inside.is_dir() else inside.parent.parent / "recipes"
+
+
+def list_names(pattern: str = "*") -> list[str]:
+    """Return the sorted names of all recipes whose name matches the shell `pattern`.
+
+    Raises:
+        UserError: two sources claim one name.
+    """
+    return sorted(name for name in _sources() if fnmatch(name, pattern))
+
+
+def find(name: str) -> Source:
+    """Return the source of the recipe `name`: a registered name, or the path of a YAML file.
+
+    Raises:
+        UserError: nothing has that name, the file is missing, or two sources claim one name.
+    """
+    if looks_like_path(name):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise UserError(f"recipe file {name!r} does not exist")
+        return _from_file(path, name)
+    sources = _sources()
+    if name not in sources:
+        raise UserError(
+            f"unknown recipe {name!r}{did_you_mean(name, sources)} (`hf-peft-recipes list` shows all {len(sources)})"
+        )
+    return sources[name]
+
+
+def looks_like_path(name: str) -> bool:
+    """Return whether `name` is meant as a file rather than as a registered name."""
+    return name.endswith((".yaml", ".yml")) or "/" in name or "\\" in name
+
+
+def register_recipe(function: RecipeFunction | None = None, *, name: str | None = None) -> Any:
+    """Return the function unchanged, after registering it as a recipe; use it as a decorator.
+
+    Args:
+        function: takes no arguments and returns the mapping that the recipe's YAML file would hold. It is called
+            when the recipe is asked for, never when recipes are listed.
+        name: the recipe's name; the function's own name by default.
+
+    Raises:
+        UserError: the name is taken.
+    """
+
+    def register(function: RecipeFunction) -> RecipeFunction:
+        recipe_name = name or function.__name__
+        source = Source(recipe_name, f"{function.__module__}.{function.__qualname__}", function)
+        taken = _sources().get(recipe_name)
+        # A module that is reloaded registers the same function again.
+        if taken is not None and taken.origin != source.origin:
+            raise _duplicate(taken, source)
+        _decorated[recipe_name] = source
+        return function
+
+    return register if function is None else register(function)
+
+
+def _sources() -> dict[str, Source]:
+    found: dict[str, Source] = {}
+    folder = shipped_folder()
+    shipped = (_from_file(path, f"recipes/{path.relative_to(folder)}") for path in sorted(folder.rglob("*.yaml")))
+    for source in [*shipped, *_entry_points(), *_decorated.values()]:
+        if source.name in found:
+            raise _duplicate(found[source.name], source)
+        found[source.name] = source
+    return found
+
+
+def _from_file(path: Path, origin: str) -> Source:
+    def read() -> str:
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{origin}: not UTF-8 text (byte {error.start})") from None
+
+    return Source(path.stem, origin, read, path)
+
+
+def _entry_points() -> list[Source]:
+    # importlib.metadata costs more than everything else that `list` does, so it is imported only when some installed
+    # distribution names the group at all.
+    folders = (Path(entry) for entry in sys.path if entry)
+    declared = (text for folder in folders if folder.is_dir() for text in folder.glob("*-info/entry_points.txt"))
+    if not any(ENTRY_POINT_GROUP in text.read_text(encoding="utf-8", errors="replace") for text in declared):
+        return []
+    from importlib.metadata import entry_points
+
+    def source(entry: Any) -> Source:
+        return Source(entry.name, f"entry point {entry.value} of {entry.dist.name}", lambda: entry.load()())
+
+    return [source(entry) for entry in entry_points(group=ENTRY_POINT_GROUP)]
+
+
+def _duplicate(first: Source, second: Source) -> UserError:
+    return UserError(f"two recipes are named {first.name!r}: {first.origin} and {second.origin}; rename one")

@@ -1,0 +1,195 @@
+"""From a merged recipe to the values of one run: rules, then flags, then the scale of the learning rate. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_peft_recipes.errors import UserError, did_you_mean
+from hf_peft_recipes.spec import strict_yaml
+from hf_peft_recipes.spec.compose import Composition, Rule
+from hf_peft_recipes.spec.entries import SECTIONS, Entries, Entry, Path, leaves
+from hf_peft_recipes.spec.sections import (
+    FLAG_ALIASES,
+    OWNED_FIELDS,
+    check_path,
+    check_value,
+    renamed,
+    section_fields,
+)
+from hf_peft_recipes.spec.upstream import Field
+
+Fields = Mapping[str, Mapping[str, Field]]
+
+
+@dataclass(frozen=True)
+class Override:
+    """A value that who runs the recipe gives: a flag's words, or a Python keyword's value."""
+
+    name: str
+    """`learning_rate`, `data.columns.prompt`, `model` …"""
+    value: Any
+    origin: str
+    is_text: bool = False
+    """Whether the value still has to be read as a word of the command line."""
+
+
+@dataclass(frozen=True)
+class ResolvedRecipe:
+    """A recipe with every value decided for one device."""
+
+    name: str
+    summary: str
+    entries: Entries
+    device_facts: Mapping[str, Any]
+    rules: tuple[Rule, ...] = ()
+    """The rules that ask for the device, for the recipe file of the run."""
+    before_rules: Mapping[Path, Entry] = field(default_factory=dict)
+    """What stood where a rule about the device chose."""
+
+    @property
+    def objective(self) -> str:
+        """The objective's name."""
+        return str(self.entries.value("objective"))
+
+    def section(self, name: str) -> dict[str, Any] | None:
+        """Return one section as nested keyword arguments, None when the recipe has none or sets it to null."""
+        return self.entries.section(name)
+
+    def value(self, dotted: str) -> Any:
+        """Return the value at a dotted path, None when it is not set."""
+        return self.entries.value(*dotted.split("."))
+
+
+def resolve(
+    composition: Composition, overrides: Sequence[Override], device_facts: Mapping[str, Any]
+) -> ResolvedRecipe:
+    """Return the recipe with all values decided.
+
+    Args:
+        composition: the merged recipe files.
+        overrides: what the user gave, later ones over earlier ones.
+        device_facts: `{"device.kind": …}`, matched by the rules; the hardware is never asked for here.
+
+    Raises:
+        UserError: an unknown key or a value of another type, with where it came from and the nearest right name.
+    """
+    entries = Entries(composition.entries)
+    if entries.value("objective") is None:
+        raise UserError(f"recipe {composition.name!r} has no objective")
+    flags = _place(overrides, entries, section_fields(entries))
+    fields = section_fields(_over(entries, flags))
+    entries = Entries({renamed(path, fields): entry for path, entry in entries.items()})
+    before: dict[Path, Entry] = {}
+    for index, rule in enumerate(composition.rules):
+        if _holds(rule, _over(entries, flags), device_facts):
+            _apply_rule(rule, index, entries, before, fields)
+    _apply_scale(composition, entries, flags)
+    entries = _over(entries, flags)
+    for path, entry in entries.items():
+        check_path(path, entry.origin, fields)
+        check_value(path, entry.value, entry.origin, fields)
+    _check_whole(composition.name, entries)
+    chosen = {path: entry for path, entry in before.items() if path not in flags}
+    rules = tuple(rule for rule in composition.rules if rule.asks_device)
+    return ResolvedRecipe(composition.name, composition.summary, entries, device_facts, rules, chosen)
+
+
+def _over(entries: Entries, flags: Mapping[Path, Entry]) -> Entries:
+    merged = Entries(entries)
+    for path, entry in flags.items():
+        merged.put(path, entry)
+    return merged
+
+
+def _place(overrides: Sequence[Override], entries: Entries, fields: Fields) -> dict[Path, Entry]:
+    """Return the leaf that every override sets."""
+    placed: dict[Path, Entry] = {}
+    for override in overrides:
+        path = renamed(_flag_path(override, fields, entries), fields)
+        value = _read(override, path, fields)
+        if isinstance(value, Mapping):
+            placed |= {(*path, *below): Entry(leaf, override.origin) for below, leaf in leaves(value)}
+        else:
+            placed[path] = Entry(value, override.origin)
+    return placed
+
+
+def _flag_path(override: Override, fields: Fields, entries: Entries) -> Path:
+    parts = tuple(override.name.split("."))
+    if parts[0] in SECTIONS:
+        return parts
+    if parts in OWNED_FIELDS or any(parts[0] == owned for _, owned in OWNED_FIELDS):
+        owned = next(path for path in OWNED_FIELDS if parts[0] == path[1])
+        raise UserError(f"{override.origin} is not to be set here: {OWNED_FIELDS[owned]}")
+    if override.name in FLAG_ALIASES:
+        return FLAG_ALIASES[override.name]
+    homes = [section for section, keys in fields.items() if parts[0] in keys]
+    homes = homes or [section for section in ("training",) if renamed(("training", parts[0]), fields)[1] != parts[0]]
+    if len(homes) == 1:
+        return (homes[0], *parts)
+    if homes:
+        options = " or ".join(f"--{section}.{override.name}" for section in homes)
+        raise UserError(f"{override.origin} is ambiguous: use {options}")
+    missing = " (this recipe has no adapter)" if not fields["adapter"] else ""
+    known = [*FLAG_ALIASES, *(name for keys in fields.values() for name in keys), *SECTIONS]
+    raise UserError(f"unknown option {override.origin}{missing}{did_you_mean(parts[0], known)}")
+
+
+def _read(override: Override, path: Path, fields: Fields) -> Any:
+    if not override.is_text or not isinstance(override.value, str):
+        return [strict_yaml.load_scalar(word) for word in override.value] if override.is_text else override.value
+    known = fields.get(path[0], {}).get(path[1]) if len(path) > 1 else None
+    is_text_field = known is not None and known.annotation.replace(" | None", "") == "str"
+    is_column = path[:2] == ("data", "columns")
+    # A revision `1e5` and a column `2024` are names, not numbers.
+    if (is_text_field or is_column) and override.value != "null":
+        return override.value
+    return strict_yaml.load_scalar(override.value)
+
+
+def _holds(rule: Rule, entries: Entries, device_facts: Mapping[str, Any]) -> bool:
+    for key, wanted in rule.when.items():
+        if key.startswith("device.") and key not in device_facts:
+            raise UserError(f"{rule.origin}: rule on unknown fact {key!r}{did_you_mean(key, device_facts)}")
+        found = device_facts[key] if key in device_facts else entries.value(*key.split("."))
+        if found not in wanted if isinstance(wanted, list) else found != wanted:
+            return False
+    return True
+
+
+def _apply_rule(rule: Rule, index: int, entries: Entries, before: dict[Path, Entry], fields: Fields) -> None:
+    conditions = ", ".join(f"{key}: {_yaml_word(value)}" for key, value in rule.when.items())
+    for dotted, value in rule.set.items():
+        path = renamed(tuple(dotted.split(".")), fields)
+        # A rule tunes what the recipe has: it gives no adapter to full fine-tuning and quantises nothing by itself.
+        if path[0] in ("adapter", "quantization") and not entries.section(path[0]):
+            continue
+        if rule.asks_device and path not in before:
+            before[path] = entries.get(path, Entry(None, ""))
+        entries.put(path, Entry(value, f"rule of {rule.origin} ({conditions})", rule.why, rule.scalable, index))
+
+
+def _yaml_word(value: Any) -> str:
+    return {True: "true", False: "false", None: "null"}.get(value, str(value)) if not isinstance(value, list) else str(value)
+
+
+def _apply_scale(composition: Composition, entries: Entries, flags: Mapping[Path, Entry]) -> None:
+    for key, (factor, method) in composition.scale.items():
+        path = ("training", key)
+        entry = entries.get(path)
+        if entry is None or not entry.scalable or path in flags:
+            continue
+        value = float(f"{entry.value * factor:.12g}")
+        formula = f"{value:g} = {entry.value:g} ({entry.origin}) × {factor:g} ({method})"
+        reason = f"{formula}; {entry.reason}" if entry.reason else formula
+        entries[path] = Entry(value, entry.origin, reason, False, entry.rule)
+
+
+def _check_whole(name: str, entries: Entries) -> None:
+    if entries.section("quantization") and not entries.section("adapter"):
+        origin = next(entry.origin for path, entry in entries.items() if path[0] == "quantization")
+        raise UserError(
+            f"recipe {name!r} quantises the base (from {origin}) but has no adapter to train; did you mean 'qlora'?"
+        )
+    if entries.section("adapter") and not entries.value("adapter", "peft_type"):
+        raise UserError(f"recipe {name!r}: adapter.peft_type is missing (LORA, IA3 …)")

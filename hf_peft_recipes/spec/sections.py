@@ -1,0 +1,169 @@
+"""Which keys each section takes: the house's own, and the few upstream ones that the house sets itself."""
+
+from collections.abc import Mapping
+
+from hf_peft_recipes.errors import UserError, did_you_mean
+from hf_peft_recipes.spec import upstream
+from hf_peft_recipes.spec.entries import Entries, Path
+from hf_peft_recipes.spec.upstream import Field
+
+HOUSE_FIELDS: dict[str, dict[str, Field]] = {
+    "data": {
+        "dataset": Field("str"),  # a file, a folder, or a Hub id with an optional @revision
+        "split": Field("str"),  # the split to train on
+        "validation_size": Field("float"),  # share of the training rows held out when there is no held-out split
+        "columns": Field("dict"),  # role -> column, roles: messages, prompt, completion, text
+        "separator": Field("str"),  # between prompt and completion where the tokenizer has no chat template
+        "loss_on": Field("str"),  # assistant | last_turn | all
+        "overlong": Field("str"),  # split | truncate | drop | error
+        "on_bad_row": Field("str"),  # error | drop
+    },
+    "evaluation": {
+        "split": Field("str"),  # the held-out split; null takes test, else validation
+        "task": Field("str"),  # auto | classification | exact_match | text
+        "max_rows": Field("int"),  # rows scored before and after; null takes all, 0 none
+        "max_new_tokens": Field("int"),  # null: as long as the longest reference
+        "batch_size": Field("int"),  # rows generated at a time
+        "bootstrap_samples": Field("int"),
+        "confidence": Field("float"),
+    },
+    "feedback": {},
+}
+
+CHOICES: dict[Path, tuple[str, ...]] = {
+    ("data", "loss_on"): ("assistant", "last_turn", "all"),
+    ("data", "overlong"): ("split", "truncate", "drop", "error"),
+    ("data", "on_bad_row"): ("error", "drop"),
+    ("evaluation", "task"): ("auto", "classification", "exact_match", "text"),
+}
+
+ROLES = ("messages", "prompt", "completion", "text")
+"""What a column of the data can be: the keys of `data.columns`."""
+
+_OUTPUT = "the run's folder is `--output_dir` of the command line or `train(output_dir=…)`"
+_LOSS = "use data.loss_on (assistant, last_turn, all)"
+_HUB = "use the command line's --push_to_hub and --hub_model_id, or `result.push_to_hub(…)`"
+_TOKEN = "a token never stands in a recipe or a flag: set HF_TOKEN or run `hf auth login`"
+_OURS = "the run sets it itself"
+
+OWNED_FIELDS: dict[Path, str] = {
+    ("training", "output_dir"): _OUTPUT,
+    ("training", "logging_dir"): _OUTPUT,
+    ("training", "resume_from_checkpoint"): "use `--resume`",
+    ("training", "restore_callback_states_from_checkpoint"): "use `--resume`",
+    ("training", "push_to_hub"): _HUB,
+    ("training", "hub_model_id"): _HUB,
+    ("training", "hub_strategy"): _HUB,
+    ("training", "hub_always_push"): _HUB,
+    ("training", "hub_private_repo"): _HUB,
+    ("training", "hub_revision"): _HUB,
+    ("training", "hub_token"): _TOKEN,
+    ("training", "dataset_text_field"): "use data.columns.text",
+    ("training", "dataset_kwargs"): _OURS,
+    ("training", "completion_only_loss"): _LOSS,
+    ("training", "assistant_only_loss"): _LOSS,
+    ("training", "truncation_mode"): "use data.overlong (split, truncate, drop, error)",
+    ("training", "chat_template_path"): "pass a tokenizer with the template that you want",
+    ("training", "eos_token"): "pass a tokenizer with the token that you want",
+    ("training", "pad_token"): "pass a tokenizer with the token that you want",
+    ("training", "model_init_kwargs"): "use the section `model`",
+    ("training", "trust_remote_code"): "use model.trust_remote_code, from a flag only",
+    ("training", "remove_unused_columns"): _OURS,
+    ("training", "disable_tqdm"): _OURS,
+    ("training", "local_rank"): "the launcher sets it",
+    ("training", "do_train"): "it has no effect here",
+    ("training", "do_eval"): "it has no effect here",
+    ("training", "do_predict"): "it has no effect here",
+    ("adapter", "task_type"): "the objective sets it",
+    ("adapter", "inference_mode"): _OURS,
+    ("adapter", "base_model_name_or_path"): "use model.name_or_path",
+    ("adapter", "revision"): "use model.revision",
+    ("adapter", "auto_mapping"): _OURS,
+    ("adapter", "peft_version"): _OURS,
+    ("model", "pretrained_model_name_or_path"): "use model.name_or_path",
+    ("model", "quantization_config"): "use the section `quantization`",
+    ("model", "token"): _TOKEN,
+    ("model", "use_safetensors"): "only safetensors are loaded",
+    ("model", "torch_dtype"): "use model.dtype",
+    ("model", "weights_only"): "only safetensors are loaded",
+}
+"""Upstream fields that are the house's to set, each with what to use instead."""
+
+FLAG_ALIASES: dict[str, Path] = {
+    "model": ("model", "name_or_path"),
+    "model_name_or_path": ("model", "name_or_path"),
+    "dataset": ("data", "dataset"),
+    "dataset_name": ("data", "dataset"),
+    "split": ("data", "split"),
+}
+"""Words of the command line that are no field's own name."""
+
+
+def section_fields(entries: Entries) -> dict[str, Mapping[str, Field]]:
+    """Return, for each section of a recipe, the keys that it takes, given its objective and PEFT type.
+
+    Raises:
+        UserError: an unknown objective or peft_type.
+    """
+    objective, peft_type = entries.value("objective"), entries.value("adapter", "peft_type")
+    fields: dict[str, Mapping[str, Field]] = {
+        "model": {"name_or_path": Field("str"), **upstream.model_fields()},
+        "quantization": upstream.quantization_fields(),
+        "adapter": {"peft_type": Field("str"), **upstream.adapter_fields(peft_type)} if peft_type else {},
+        "training": upstream.training_fields(objective),
+        **HOUSE_FIELDS,
+    }
+    return {
+        section: {name: field for name, field in keys.items() if (section, name) not in OWNED_FIELDS}
+        for section, keys in fields.items()
+    }
+
+
+def renamed(path: Path, fields: Mapping[str, Mapping[str, Field]]) -> Path:
+    """Return `path` under the name that the installed version of upstream uses for it."""
+    if path[0] != "training" or len(path) < 2:
+        return path
+    by_new = {new: old for old, new in upstream.RENAMES.items()}
+    new = upstream.RENAMES.get(path[1], path[1])
+    known = fields["training"]
+    name = new if new in known else by_new.get(new, path[1])
+    return (path[0], name, *path[2:])
+
+
+def check_path(path: Path, origin: str, fields: Mapping[str, Mapping[str, Field]]) -> None:
+    """Raise a UserError, with the nearest right name, unless `path` is a key that a recipe of these fields may set."""
+    if path in OWNED_FIELDS:
+        raise UserError(f"{'.'.join(path)} (from {origin}) is not a recipe's to set: {OWNED_FIELDS[path]}")
+    if len(path) == 1:
+        return
+    section, known = path[0], fields[path[0]]
+    if path[1] not in known:
+        elsewhere = [f"{other}.{path[1]}" for other, keys in fields.items() if path[1] in keys]
+        hint = f"; did you mean {elsewhere[0]!r}?" if elsewhere else did_you_mean(path[1], known)
+        raise UserError(f"unknown key {'.'.join(path)!r} (from {origin}){hint}")
+    if path[:2] == ("data", "columns") and len(path) > 2 and path[2] not in ROLES:
+        raise UserError(
+            f"unknown role {path[2]!r} in data.columns (from {origin})"
+            f"{did_you_mean(path[2], ROLES)} (roles: {', '.join(ROLES)})"
+        )
+    if len(path) > 2 and section in HOUSE_FIELDS and known[path[1]].annotation != "dict":
+        raise UserError(f"{section}.{path[1]} (from {origin}) is a single value, not a mapping")
+
+
+def check_value(path: Path, value: object, origin: str, fields: Mapping[str, Mapping[str, Field]]) -> None:
+    """Raise a UserError when `value` plainly has another type than the field that takes it, or is not one of its choices."""
+    if path in CHOICES and value not in CHOICES[path]:
+        hint = did_you_mean(str(value), CHOICES[path])
+        raise UserError(
+            f"{'.'.join(path)} = {value!r} (from {origin}): one of {', '.join(CHOICES[path])} is wanted{hint}"
+        )
+    if len(path) != 2:
+        return
+    annotation = fields[path[0]][path[1]].annotation if path[1] in fields[path[0]] else ""
+    plain = annotation.removeprefix("Optional[").removesuffix("]").replace("None | ", "").replace(" | None", "")
+    kinds = {"int": ("a whole number", (int,)), "float": ("a number", (int, float)), "bool": ("true or false", (bool,))}
+    if value is None or plain not in kinds:
+        return
+    wanted, types = kinds[plain]
+    if not isinstance(value, types) or (plain != "bool" and isinstance(value, bool)):
+        raise UserError(f"{'.'.join(path)} = {value!r} (from {origin}): {wanted} is wanted")

@@ -1,0 +1,61 @@
+"""A resolved recipe as people and programs read it: the table of `show`, and the `recipe.yaml` of a run."""
+
+from typing import Any
+
+from hf_peft_recipes.spec import strict_yaml
+from hf_peft_recipes.spec.entries import SECTIONS, Path
+from hf_peft_recipes.spec.resolve import ResolvedRecipe
+
+
+def shown(recipe: ResolvedRecipe) -> dict[str, Any]:
+    """Return `{name, objective, <section>: {<key>: {value, origin, reason}}}`, nested keys joined by dots."""
+    table: dict[str, Any] = {"name": recipe.name, "objective": recipe.objective, "summary": recipe.summary}
+    for section in SECTIONS:
+        rows = {
+            ".".join(path[1:]): {"value": entry.value, "origin": entry.origin, "reason": entry.reason}
+            for path, entry in recipe.entries.items()
+            if path[0] == section and len(path) > 1
+        }
+        if rows:
+            table[section] = rows
+        elif recipe.entries.has_section(section):
+            table[section] = None
+    return table
+
+
+def recipe_file(recipe: ResolvedRecipe) -> str:
+    """Return the YAML text that repeats the run: every value, and which of them were chosen for the device.
+
+    Those are chosen again when the file is run elsewhere, from the rules that the file carries along.
+    """
+    mapping: dict[str, Any] = {"summary": recipe.summary, "objective": recipe.objective}
+    for section in SECTIONS:
+        if recipe.entries.has_section(section):
+            mapping[section] = recipe.section(section)
+    # Who runs the recipe decides on foreign code, every time anew.
+    if mapping.get("model"):
+        mapping["model"].pop("trust_remote_code", None)
+    chosen = {path: entry for path, entry in recipe.before_rules.items()}
+    if chosen:
+        mapping["chosen_for_device"] = {
+            ".".join(path): {
+                **({"otherwise": before.value} if before.origin else {}),
+                "why": recipe.entries[path].reason,
+            }
+            for path, before in chosen.items()
+        }
+    rules = [
+        {"when": dict(rule.when), "set": kept, "why": rule.why}
+        for rule in recipe.rules
+        if (kept := {dotted: value for dotted, value in rule.set.items() if not _was_given(recipe, dotted)})
+    ]
+    if rules:
+        mapping["rules"] = rules
+    return strict_yaml.dump(mapping)
+
+
+def _was_given(recipe: ResolvedRecipe, dotted: str) -> bool:
+    """Whether the user gave the value himself, which a rule must not take back when the file is run again."""
+    path: Path = tuple(dotted.split("."))
+    entry = recipe.entries.get(path)
+    return entry is not None and path not in recipe.before_rules and entry.origin.startswith(("--", "keyword"))
