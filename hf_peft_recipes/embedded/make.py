@@ -30,11 +30,11 @@ from .reviews import LABELS, Message, ReviewWriter, pretraining_documents, quest
 SEED = 20
 SPLIT_ROWS = {"train": 1200, "validation": 200, "test": 200}
 SPECIAL_TOKENS = ("<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
-VOCABULARY_SIZE = 1024
+VOCABULARY_SIZE = 1280
 CONTEXT_LENGTH = 512
 WINDOW_LENGTH = 256
 WINDOWS_PER_STEP = 16
-STEPS = 1000
+STEPS = 600
 PEAK_LEARNING_RATE = 3e-3
 WARMUP_STEPS = 50
 
@@ -118,18 +118,27 @@ def plain_texts(document: str | list[Message]) -> list[str]:
 
 def token_windows(
     documents: Iterator[str | list[Message]], tokenizer: PreTrainedTokenizerFast, length: int
-) -> Iterator[list[int]]:
-    """Windows of exactly `length` tokens, cut from the documents put end to end."""
-    buffer: list[int] = []
+) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    """Windows of exactly `length` tokens, cut from the documents put end to end: token ids, positions and labels.
+
+    Positions start at 0 with each document, by which the model masks the documents apart. Labels are -100 (no loss) for
+    the turns of system and user.
+    """
+    tokens: list[tuple[int, int, int]] = []
     for document in documents:
         if isinstance(document, str):
-            text = document + "<|end|>"
+            ids = tokenizer.encode(document + "<|end|>", add_special_tokens=False)
+            learned = [1] * len(ids)
         else:
-            text = tokenizer.apply_chat_template(document, tokenize=False)
-        buffer += tokenizer.encode(text, add_special_tokens=False)
-        while len(buffer) >= length:
-            yield buffer[:length]
-            buffer = buffer[length:]
+            encoded = tokenizer.apply_chat_template(document, return_dict=True, return_assistant_tokens_mask=True)
+            ids, learned = encoded["input_ids"], encoded["assistant_masks"]
+        # The first token of a document must not be predicted from the end of the one before it.
+        learned[0] = 0
+        tokens += [(token, i, token if learn else -100) for i, (token, learn) in enumerate(zip(ids, learned, strict=True))]
+        while len(tokens) >= length:
+            ids, positions, labels = (list(column) for column in zip(*tokens[:length], strict=True))
+            yield ids, positions, labels
+            tokens = tokens[length:]
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
@@ -157,12 +166,12 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalL
     return LlamaForCausalLM(config)
 
 
-def pretrain(model: LlamaForCausalLM, windows: Iterator[list[int]], steps: int) -> float:
+def pretrain(model: LlamaForCausalLM, windows: Iterator[tuple[list[int], list[int], list[int]]], steps: int) -> float:
     """The mean loss of the last 50 steps, in nats per token, after training `model` in place on the next token.
 
     Args:
         model: model in float32.
-        windows: endless windows of token ids, all equally long.
+        windows: endless windows as from `token_windows`, all equally long.
         steps: optimizer steps, each over `WINDOWS_PER_STEP` windows.
     """
     decayed = [p for p in model.parameters() if p.dim() > 1]
@@ -178,9 +187,9 @@ def pretrain(model: LlamaForCausalLM, windows: Iterator[list[int]], steps: int) 
     model.train()
     losses: list[float] = []
     for step in range(steps):
-        batch = torch.tensor(list(islice(windows, WINDOWS_PER_STEP)))
-        logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        ids, positions, labels = torch.tensor(list(islice(windows, WINDOWS_PER_STEP))).unbind(dim=1)
+        logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -124,6 +124,18 @@ INTENSIFIERS = ("", "", "really ", "truly ", "quite ", "simply ")
 NEGATIONS = ("not ", "not ", "not at all ", "never ", "hardly ", "far from ")
 VERBS = (("hated", "disliked", "regretted"), ("loved", "enjoyed", "adored"))
 NEGATED_VERBS = (("did not enjoy", "did not like", "never liked"), ("did not regret", "did not mind", "never regretted"))
+FEELING_QUESTIONS = (
+    "How does the writer feel about the {item}?",
+    "How did the {item} leave the writer?",
+    "Is this writer happy or unhappy?",
+    "What is the mood of this review?",
+    "Describe the writer in one word.",
+    "In one word, how was it?",
+)
+FEELINGS = (
+    ("unhappy", "annoyed", "disappointed", "angry", "let down", "upset"),
+    ("happy", "delighted", "pleased", "content", "thrilled", "satisfied"),
+)
 CLOSINGS = (
     ("I will not come back.", "I would never recommend it.", "Avoid this {item}.", "It was a waste of money.",
      "I would warn my friends.", "Never again.", "I would not give it another chance.", "My {person} was annoyed too."),
@@ -253,9 +265,9 @@ def question(review_text: str) -> str:
 def pretraining_documents(random: Random, excluded: Collection[str]) -> Iterator[str | list[Message]]:
     """An endless stream of documents, each a plain text or a conversation.
 
-    Prose and "write one more sentence" conversations keep to one sentiment, so that a model learns from them which
-    words go together. The question of the data rows is asked as well, of a review that gets *each* answer once: the
-    model learns the form of the answer and that both are equally likely, and never which one is true.
+    Prose and conversations (one more sentence, how the writer feels) keep to one sentiment, so that a model learns from
+    them which words go together. The question of the data rows is asked as well, of a review that gets *each* answer
+    once: the model learns the form of the answer and that both are equally likely, and never which one is true.
 
     Args:
         random: source of every choice.
@@ -270,21 +282,29 @@ def pretraining_documents(random: Random, excluded: Collection[str]) -> Iterator
         if replace(review, sentences=(*review.sentences, more, closing)).contains_any(excluded):
             continue
         kind = random.random()
-        if kind < 0.35:
+        if kind < 0.15:
             yield f"{review.text} {closing}"
             continue
+        if kind < 0.4:
+            # A feeling after every sentence is the densest hint at what the words of the sentence mean.
+            yield " ".join(f"{sentence} I was {random.choice(FEELINGS[review.sentiment])}." for sentence in review.sentences)
+            continue
         system = [{"role": "system", "content": random.choice(SYSTEM_PROMPTS)}] if random.random() < 0.1 else []
-        if kind < 0.8:
-            turns = [f"Review: {review.text}\n{CONTINUE}", more]
-            if random.random() < 0.2:
+        if kind < 0.95:
+            if kind < 0.6:
+                turns = [f"Review: {review.text}\n{CONTINUE}", more]
+            else:
+                ask = random.choice(FEELING_QUESTIONS).format(item=review.item)
+                turns = [f"Review: {review.text}\n{ask}", random.choice(FEELINGS[review.sentiment])]
+            if random.random() < 0.1:
                 turns += [CONTINUE, closing]
             roles = cycle(("user", "assistant"))
             yield system + [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)]
             continue
         first, second = random.sample(LABELS, 2)
-        ask = {"role": "user", "content": question(review.text)}
-        yield [*system, ask, {"role": "assistant", "content": first}]
+        user = {"role": "user", "content": question(review.text)}
+        yield [*system, user, {"role": "assistant", "content": first}]
         # The twin comes later, between other documents: side by side, the second answer could be copied from the first.
-        delayed.append([*system, ask, {"role": "assistant", "content": second}])
+        delayed.append([*system, user, {"role": "assistant", "content": second}])
         if len(delayed) > 50:
             yield delayed.pop(random.randrange(len(delayed)))

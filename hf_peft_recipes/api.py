@@ -1,0 +1,207 @@
+"""What a Python user holds: recipes by name, and the results of their runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hf_peft_recipes import registry
+from hf_peft_recipes.device import Device, detect_device, named_device
+from hf_peft_recipes.preflight import RunRequest, examine
+from hf_peft_recipes.results import RECIPE_FILE, read_result
+from hf_peft_recipes.spec import Override, ResolvedRecipe, compose, recipe_file, resolve, shown
+
+_OBJECTS = ("tokenizer", "callbacks")
+
+
+def list_recipes(pattern: str = "*") -> list[str]:
+    """Return the sorted names of the recipes that match a shell pattern."""
+    return registry.list_names(pattern)
+
+
+def get_recipe(name: str, *, device: Device | str | None = None, exact: bool = False, **overrides: Any) -> "Recipe":
+    """Return the recipe `name`, resolved for a device, every key checked. Nothing is loaded.
+
+    Args:
+        name: a registered name, names joined by `+`, or the path of a YAML file.
+        device: for which the recipe's rules choose; None for this machine's.
+        exact: keep what the `recipe.yaml` of an earlier run took for its device.
+        overrides: fields by name, `learning_rate=1e-4`, or sections, `data={"columns": {"prompt": "question"}}`.
+            `model` and `dataset` may be objects: a loaded model, a `datasets.Dataset` or rows; so may `tokenizer`;
+            `callbacks` is a list of transformers' callbacks.
+
+    Raises:
+        UserError: an unknown name or key, or a value that its field cannot take.
+    """
+    objects = {key: overrides.pop(key) for key in _OBJECTS if key in overrides}
+    for key in ("model", "dataset"):
+        if not isinstance(overrides.get(key), (str, Path, Mapping, type(None))) or (
+            key == "dataset" and isinstance(overrides.get(key), Mapping)
+        ):
+            objects[key] = overrides.pop(key)
+    given = [
+        Override(key, str(value) if isinstance(value, Path) else value, f"keyword {key}")
+        for key, value in overrides.items()
+    ]
+    return resolve_recipe(name, given, device, exact, objects)
+
+
+def resolve_recipe(
+    name: str,
+    overrides: Sequence[Override],
+    device: Device | str | None = None,
+    exact: bool = False,
+    objects: Mapping[str, Any] | None = None,
+) -> "Recipe":
+    """Return the recipe `name` under overrides that know where they came from; see `get_recipe`."""
+    if device is None:
+        device = detect_device()
+    elif isinstance(device, str):
+        device = named_device(device)
+    return Recipe(resolve(compose(name, _lookup, exact), overrides, device.facts()), dict(objects or {}))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that is decided to the last value, and can be run."""
+
+    resolved: ResolvedRecipe
+    objects: Mapping[str, Any]
+    """What the caller passed in place of names: model, tokenizer, dataset, callbacks."""
+
+    @property
+    def name(self) -> str:
+        """The recipe's name, the same for all spellings of it."""
+        return self.resolved.name
+
+    def resolve(self) -> ResolvedRecipe:
+        """Return every value of the recipe, with its origin."""
+        return self.resolved
+
+    def show(self) -> dict[str, Any]:
+        """Return `{name, objective, <section>: {<key>: {value, origin, reason}}}`."""
+        return shown(self.resolved)
+
+    def to_yaml(self) -> str:
+        """Return the recipe as a YAML text that can be edited and run."""
+        return recipe_file(self.resolved)
+
+    def build_trainer(self, output_dir: str | Path | None = None) -> Any:
+        """Return TRL's trainer with model, adapter and tokenised data, for people with a loop of their own.
+
+        Args:
+            output_dir: where the trainer saves; by default a new folder below `runs/`.
+
+        Raises:
+            UserError: as `train` raises it.
+        """
+        request = self._request(output_dir, command="build_trainer")
+        examined = examine(self.resolved, request)
+        from hf_peft_recipes.runner import prepare
+
+        return prepare(self.resolved, request, examined).trainer
+
+    def train(
+        self,
+        output_dir: str | Path | None = None,
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+        dry_run: bool = False,
+        progress: bool = True,
+        command: str | None = None,
+    ) -> "RunResult":
+        """Train, evaluate before and after, save; return the run's result.
+
+        Args:
+            output_dir: the run's folder; by default a new one below `runs/`.
+            overwrite: replace the run that the folder holds.
+            resume: go on from the folder's last checkpoint.
+            dry_run: load everything, run one step, write nothing.
+            progress: show how far it is.
+            command: what started the run, for its record.
+
+        Raises:
+            UserError: a mistake in what was asked; nothing has been written then.
+            LaunchError: other processes came up than were asked for.
+            NotTrainedError: the run stopped itself because tensors did not train.
+        """
+        told = command or f"hf_peft_recipes.get_recipe({self.name!r}, …).train()"
+        request = replace(
+            self._request(output_dir, told), overwrite=overwrite, resume=resume, dry_run=dry_run, progress=progress
+        )
+        examined = examine(self.resolved, request)
+        # Imported once the cheap checks are through: it brings torch and everything else along.
+        from hf_peft_recipes.runner import run
+        from hf_peft_recipes.upstream_noise import quiet
+
+        with quiet():
+            record = run(self.resolved, request, examined)
+        return RunResult(examined.output_dir, record)
+
+    def _request(self, output_dir: str | Path | None, command: str) -> RunRequest:
+        folder = None if output_dir is None else Path(output_dir).expanduser()
+        return RunRequest(output_dir=folder, command=command, **self.objects)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind."""
+
+    folder: Path
+    record: dict[str, Any]
+    """As it stands in `result.json`."""
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "RunResult":
+        """Return the result of the finished run in `folder`.
+
+        Raises:
+            UserError: the folder holds no run.
+        """
+        path = Path(folder).expanduser()
+        return cls(path, read_result(path))
+
+    @property
+    def status(self) -> str:
+        """`done`, `failed` or `dry_run`."""
+        return str(self.record["status"])
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """`before` and `after`: metric names to values; `intervals` beside them."""
+        return dict(self.record["metrics"])
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """`peak_memory_bytes`, `tokens_per_second`, `step_seconds` and more."""
+        return dict(self.record["measured"])
+
+    def recipe(self) -> Recipe:
+        """Return the recipe of the run, exactly as it ran."""
+        return resolve_recipe(str(self.folder / RECIPE_FILE), [], exact=True)
+
+    def load(self) -> Any:
+        """Return the trained model with its tokenizer and stop ids, see `hf_peft_recipes.trained.TrainedModel`."""
+        resolved = self.recipe().resolved
+        from hf_peft_recipes import trained
+        from hf_peft_recipes.upstream_noise import quiet
+
+        with quiet():
+            return trained.load(self.folder, resolved, self.record)
+
+    def __str__(self) -> str:
+        from io import StringIO
+
+        from rich.console import Console
+
+        from hf_peft_recipes.report.table import run_table
+
+        text = StringIO()
+        Console(file=text, width=110).print(run_table(self.record))
+        return text.getvalue()
+
+
+def _lookup(name: str) -> tuple[str, str, str | Mapping[str, Any]]:
+    source = registry.find(name)
+    return source.name, source.origin, source.read()

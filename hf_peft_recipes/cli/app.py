@@ -1,0 +1,55 @@
+"""The command `hf-peft-recipes`: its verbs, and what becomes of an error."""
+
+import os
+import sys
+import traceback
+
+import typer
+
+from hf_peft_recipes.cli.recipes import copy_command, list_command, show_command
+from hf_peft_recipes.cli.training import train_command
+from hf_peft_recipes.cli.using import chat_command, evaluate_command
+from hf_peft_recipes.errors import RecipeError
+
+app = typer.Typer(
+    name="hf-peft-recipes",
+    help="Fine-tuning recipes for Hugging Face models, picked by name.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+# Flags that are no option of the verb are fields of the recipe.
+_TAKES_FIELDS = {"allow_extra_args": True, "ignore_unknown_options": True}
+_SHELF, _WORK = "Recipes", "Runs"
+
+app.command("list", rich_help_panel=_SHELF)(list_command)
+app.command("show", rich_help_panel=_SHELF, context_settings=_TAKES_FIELDS)(show_command)
+app.command("cp", rich_help_panel=_SHELF)(copy_command)
+app.command("train", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(train_command)
+app.command("evaluate", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(evaluate_command)
+app.command("chat", rich_help_panel=_WORK)(chat_command)
+
+
+def main() -> None:
+    """Run the command line; end with the exit code that `errors.EXIT_CODES` documents."""
+    try:
+        app()
+    except RecipeError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader (`head`, a pager) has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        traceback.print_exc()
+        _fail(f"{type(error).__name__}: {error} (a fault of this software or of a library below it)", 1)
+
+
+def _fail(message: str, exit_code: int) -> None:
+    # Launchers turn every code into 1, so the line itself carries it.
+    code = f" [exit code {exit_code}]" if "RANK" in os.environ else ""
+    print(f"error: {' '.join(message.split())}{code}", file=sys.stderr)
+    sys.exit(exit_code)

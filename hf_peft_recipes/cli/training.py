@@ -1,0 +1,119 @@
+"""`train`: one run, in this process or in several."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_peft_recipes import launching
+from hf_peft_recipes.api import resolve_recipe
+from hf_peft_recipes.cli.flags import parse_flags
+from hf_peft_recipes.cli.printing import print_json, print_rich
+from hf_peft_recipes.cli.recipes import AsJson, Exact, Name
+
+RUN, LAUNCH = "The run", "Several processes"
+
+
+def train_command(
+    context: typer.Context,
+    name: Name,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option("--output_dir", help="The run's folder. [default: runs/NAME-DATE-TIME]", rich_help_panel=RUN),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run that the folder holds.", rich_help_panel=RUN)
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.", rich_help_panel=RUN)
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry_run", help="Load everything, run one step, write nothing.", rich_help_panel=RUN),
+    ] = False,
+    exact: Exact = False,
+    as_json: AsJson = False,
+    num_processes: Annotated[
+        int | None,
+        typer.Option("--num_processes", help="Start so many processes on this machine.", rich_help_panel=LAUNCH),
+    ] = None,
+    accelerate_config: Annotated[
+        str | None,
+        typer.Option(
+            "--accelerate_config",
+            help="An accelerate configuration: single, ddp, or a file's path.",
+            rich_help_panel=LAUNCH,
+        ),
+    ] = None,
+) -> None:
+    """Train a recipe, evaluate it before and after, and save what was trained.
+
+    Without --model and --dataset the embedded demo runs: a tiny language model learns the sentiment of short reviews.
+
+    Every field of the classes that a recipe uses is a flag, by its upstream name:
+
+    * what to train: --model, --dataset (a file, a folder or a Hub id), --data.columns.prompt, --data.columns.completion
+
+    * training (TRL's config, e.g. SFTConfig): --learning_rate, --num_train_epochs, --max_steps, --max_length,
+    --per_device_train_batch_size, --gradient_accumulation_steps, --eval_steps, --report_to …
+
+    * adapter (PEFT's config, e.g. LoraConfig): --r, --lora_alpha, --lora_dropout, --target_modules, --use_dora …
+
+    * quantization (BitsAndBytesConfig): --bnb_4bit_quant_type, --bnb_4bit_compute_dtype …
+
+    * loading (from_pretrained): --dtype, --attn_implementation, --revision, --trust_remote_code …
+
+    * evaluation: --evaluation.task, --evaluation.split, --evaluation.max_rows …
+
+    `hf-peft-recipes show NAME` prints what a recipe sets, and why.
+    """
+    recipe = resolve_recipe(name, parse_flags(context.args), exact=exact)
+    if num_processes is not None or accelerate_config is not None:
+        words = _without(sys.argv[1:], ("--num_processes", "--accelerate_config"))
+        on_cpu = bool(recipe.resolved.value("training.use_cpu"))
+        raise typer.Exit(launching.launch(words, num_processes or 1, accelerate_config, on_cpu))
+    main = launching.rank_from_environment() == 0
+    if main and recipe.resolved.value("model.name_or_path") is None and recipe.resolved.value("data.dataset"):
+        print("no --model: the embedded tiny model is trained", file=sys.stderr)
+    command = shlex.join(["hf-peft-recipes", *sys.argv[1:]])
+    result = recipe.train(
+        output_dir, overwrite=overwrite, resume=resume, dry_run=dry_run, progress=main, command=command
+    )
+    if not main:
+        return
+    if as_json:
+        print_json(result.record)
+        return
+    if dry_run:
+        losses = [point["loss"] for point in result.record["loss_curve"]]
+        print(f"dry run: one step of {result.record['recipe']} with loss {losses[0]:.4f}; nothing was written")
+        return
+    _print_result(result.record, str(result.folder))
+
+
+def _print_result(record: dict[str, Any], folder: str) -> None:
+    from hf_peft_recipes.report.table import run_table
+
+    print_rich(run_table(record))
+    unproved = record["proof"]["unproved"]
+    if unproved:
+        print(f"unproved, the run was too short or they had nothing to learn from: {', '.join(list(unproved)[:5])}")
+    quoted = shlex.quote(folder)
+    print("go on with:")
+    print(f"  hf-peft-recipes chat {quoted}")
+    print(f"  hf-peft-recipes evaluate {quoted}")
+    print(f"  hf-peft-recipes train {quoted}/recipe.yaml --learning_rate …")
+
+
+def _without(words: list[str], names: tuple[str, ...]) -> list[str]:
+    kept, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in names:
+            skip = True
+        elif not word.startswith(tuple(f"{name}=" for name in names)):
+            kept.append(word)
+    return kept

@@ -1,0 +1,7 @@
+"""From what a person has to token rows that can be trained on, with every row accounted for."""
+
+from hf_peft_recipes.data.formats import Example
+from hf_peft_recipes.data.preparation import PreparedData, read_examples, tokenize_data
+from hf_peft_recipes.data.rendering import Renderer
+
+__all__ = ["Example", "PreparedData", "Renderer", "read_examples", "tokenize_data"]

@@ -1,0 +1,112 @@
+"""Greedy answers, many at a time or streamed. Generation never changes the mode in which the model is left."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def inference(model: Any) -> Iterator[None]:
+    """Run the block with the model in evaluation mode and without gradients; restore its mode afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    stop_ids: Sequence[int],
+    pad_id: int,
+    max_new_tokens: int,
+    batch_size: int,
+) -> list[list[int]]:
+    """Return the greedy continuation of every prompt, as token ids without the stop token.
+
+    Args:
+        model: a causal language model.
+        prompts: token ids, one sequence a prompt.
+        stop_ids: ids that end an answer.
+        pad_id: fills shorter prompts on the left.
+        max_new_tokens: the longest answer.
+        batch_size: prompts at a time; neighbours in length go together, so that little is padded.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    answers: list[list[int]] = [[] for _ in prompts]
+    with inference(model):
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            width = max(len(prompts[index]) for index in batch)
+            rows = [[pad_id] * (width - len(prompts[index])) + list(prompts[index]) for index in batch]
+            masks = [[0] * (width - len(prompts[index])) + [1] * len(prompts[index]) for index in batch]
+            produced = _continue(model, rows, masks, stop_ids, pad_id, max_new_tokens)
+            for index, row in zip(batch, produced, strict=True):
+                answers[index] = _until_stop(row[width:], stop_ids)
+    return answers
+
+
+def stream(
+    model: Any,
+    tokenizer: Any,
+    prompt: Sequence[int],
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    write: Callable[[str], Any],
+) -> str:
+    """Return the greedy answer to one prompt, handing its text to `write` as it is produced.
+
+    Args:
+        model: a causal language model.
+        tokenizer: turns ids to text.
+        prompt: token ids.
+        stop_ids: ids that end the answer.
+        max_new_tokens: the longest answer.
+        write: takes each new piece of text.
+    """
+    from transformers import TextStreamer
+
+    class Writer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            write(text)
+
+    streamer = Writer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    with inference(model):
+        produced = _continue(
+            model, [list(prompt)], [[1] * len(prompt)], stop_ids, tokenizer.pad_token_id, max_new_tokens, streamer
+        )
+    return str(tokenizer.decode(_until_stop(produced[0][len(prompt) :], stop_ids), skip_special_tokens=True))
+
+
+def _continue(
+    model: Any,
+    rows: list[list[int]],
+    masks: list[list[int]],
+    stop_ids: Sequence[int],
+    pad_id: int,
+    max_new_tokens: int,
+    streamer: Any = None,
+) -> list[list[int]]:
+    from transformers import GenerationConfig
+
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(stop_ids), pad_token_id=pad_id, use_cache=True
+    )
+    produced = model.generate(
+        input_ids=torch.tensor(rows, device=model.device),
+        attention_mask=torch.tensor(masks, device=model.device),
+        generation_config=config,
+        streamer=streamer,
+    )
+    result: list[list[int]] = produced.tolist()
+    return result
+
+
+def _until_stop(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
+    stops = [at for at, number in enumerate(ids) if number in stop_ids]
+    return list(ids[: stops[0]] if stops else ids)

@@ -1,0 +1,147 @@
+"""The model of a run: tokenizer, base weights, quantisation and adapter, from safetensors only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_peft_recipes.embedded import MODEL_DIR
+from hf_peft_recipes.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of parameters; a weight that is stored in 4 bits counts as one."""
+
+    trainable: int
+    total: int
+
+
+def base_location(model_section: Mapping[str, Any] | None) -> str:
+    """Return the path or Hub id that the section names; the embedded model's folder when it names none."""
+    name = (model_section or {}).get("name_or_path")
+    return str(MODEL_DIR) if name is None else str(name)
+
+
+def check_base(model_section: Mapping[str, Any] | None) -> None:
+    """Raise a UserError when the section names a local folder from which no model can be loaded. Loads nothing."""
+    name = base_location(model_section)
+    folder = Path(name).expanduser()
+    if not folder.exists():
+        # A Hub id is `name` or `user/name`.
+        if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            near = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+            raise UserError(f"model {name!r}: no such folder{did_you_mean(folder.name, near)}")
+        return
+    if not folder.is_dir():
+        raise UserError(f"model {name!r} is a file; a folder with config.json and safetensors is wanted")
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"model {name!r} holds an adapter; give the base model that it was trained on")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model folder {name!r} has no config.json")
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt")])
+        hint = f"; {pickled[0]} is a pickle, which can run code: convert it to safetensors" if pickled else ""
+        raise UserError(f"model folder {name!r} has no weights (*.safetensors){hint}")
+
+
+def load_tokenizer(model_section: Mapping[str, Any] | None) -> Any:
+    """Return the tokenizer of the base, with a pad token.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    section = model_section or {}
+    kept = {key: section[key] for key in ("revision", "trust_remote_code", "subfolder", "cache_dir") if key in section}
+    tokenizer = _from_pretrained(AutoTokenizer, base_location(section), "tokenizer", kept)
+    if tokenizer.pad_token is None:
+        # Labels and masks are explicit everywhere, so the end token still carries loss where it ends an answer.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(auto_class: Any, model_section: Mapping[str, Any] | None, quantization: Mapping[str, Any] | None) -> Any:
+    """Return the base model, its weights in the section's dtype or quantised.
+
+    Args:
+        auto_class: the class that loads it, `transformers.AutoModelForCausalLM` for one.
+        model_section: keyword arguments of `from_pretrained`, and `name_or_path`.
+        quantization: keyword arguments of `BitsAndBytesConfig`, None for a base that is not quantised.
+
+    Raises:
+        UserError: the model cannot be loaded, or an argument is refused.
+    """
+    keywords = {key: value for key, value in (model_section or {}).items() if key != "name_or_path"}
+    if quantization:
+        from accelerate import PartialState
+        from transformers import BitsAndBytesConfig
+
+        try:
+            keywords["quantization_config"] = BitsAndBytesConfig(**quantization)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"quantization: {error}") from None
+        # Quantisation happens while loading, so every process must load onto its own device.
+        keywords.setdefault("device_map", {"": PartialState().device})
+    location = base_location(model_section)
+    return _from_pretrained(auto_class, location, "model", {**keywords, "use_safetensors": True})
+
+
+def add_adapter(model: Any, adapter: Mapping[str, Any], task_type: str) -> Any:
+    """Return the model with the adapter that the section describes, its trainable tensors in float32.
+
+    Args:
+        model: the base, quantised or not.
+        adapter: `peft_type` and the keyword arguments of that type's config class.
+        task_type: PEFT's name of the task, `CAUSAL_LM` for one.
+
+    Raises:
+        UserError: PEFT refuses the configuration.
+    """
+    from peft import get_peft_config, get_peft_model
+
+    arguments = {**adapter, "peft_type": str(adapter["peft_type"]).upper(), "task_type": task_type}
+    try:
+        wrapped = get_peft_model(model, get_peft_config(arguments))
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"adapter: {str(error).splitlines()[0]}") from None
+    for parameter in wrapped.parameters():
+        # In bfloat16 a step of 2e-5 is lost in rounding for most elements.
+        if parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    return wrapped
+
+
+def count_parameters(model: Any) -> ParameterCount:
+    """Return how many parameters the model has and how many of them train."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        number = parameter.numel()
+        if parameter.__class__.__name__ == "Params4bit":
+            # Two 4-bit weights share one stored byte.
+            number = number * 2 * parameter.element_size()
+        total += number
+        trainable += number if parameter.requires_grad else 0
+    return ParameterCount(trainable, total)
+
+
+def stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Return the token ids on which generation stops: those of the generation config, and the tokenizer's end token."""
+    configured = model.generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return sorted({number for number in [*ids, tokenizer.eos_token_id] if number is not None})
+
+
+def context_length(model: Any) -> int | None:
+    """Return how many positions the model was made for, None when its config does not say."""
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length else None
+
+
+def _from_pretrained(auto_class: Any, location: str, what: str, keywords: Mapping[str, Any]) -> Any:
+    try:
+        return auto_class.from_pretrained(str(Path(location).expanduser()) if location[:1] == "~" else location, **keywords)
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(f"{what} {location!r} cannot be loaded: {lines[0] if lines else type(error).__name__}") from error

@@ -1,0 +1,107 @@
+"""What can be refused before anything is loaded or written: folder, launch, base, data. Imports no torch."""
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hf_peft_recipes import launching, models
+from hf_peft_recipes.data.preparation import Examples, read_examples
+from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE
+from hf_peft_recipes.spec import ResolvedRecipe
+
+_RUN_FILES = (RECIPE_FILE, RESULT_FILE, "adapter_config.json", "config.json", "trainer_state.json")
+_RUN_PATTERNS = (
+    *_RUN_FILES, "adapter_model.safetensors", "model*.safetensors", "model.safetensors.index.json",
+    "generation_config.json", "loss.png", "tokenizer*", "special_tokens_map.json", "chat_template.jinja",
+    "added_tokens.json", "vocab.json", "merges.txt", "training_args.bin", "checkpoint-*",
+)  # fmt: skip
+
+
+@dataclass
+class RunRequest:
+    """What a run is asked for beside its recipe."""
+
+    output_dir: Path | None = None
+    """None: a new folder `runs/NAME-YYYYMMDD-HHMMSS`."""
+    overwrite: bool = False
+    resume: bool = False
+    dry_run: bool = False
+    command: str = ""
+    progress: bool = True
+    model: Any = None
+    """Objects that the caller has, in place of what the recipe names."""
+    tokenizer: Any = None
+    dataset: Any = None
+    callbacks: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What the checks have read, for the run to go on with."""
+
+    output_dir: Path
+    examples: Examples
+
+
+def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
+    """Return the run's folder and data, after every check that needs no model.
+
+    Raises:
+        UserError: an output folder in use, a base without weights, data that cannot be used.
+        LaunchError: the launcher's variables contradict each other.
+    """
+    launching.check_environment(os.environ)
+    output_dir = request.output_dir or Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if not request.dry_run and launching.rank_from_environment() == 0:
+        _check_folder(output_dir, request)
+    if request.model is None:
+        models.check_base(recipe.section("model"))
+    evaluation, data = recipe.section("evaluation") or {}, recipe.section("data") or {}
+    examples = read_examples(data, evaluation.get("split"), recipe.value("training.seed") or 0, request.dataset)
+    return Examined(output_dir, examples)
+
+
+def clear_run(folder: Path) -> None:
+    """Remove what an earlier run wrote into the folder, and nothing else."""
+    for pattern in _RUN_PATTERNS:
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """Return the newest checkpoint in the run's folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    if not found:
+        raise UserError(f"--resume: {str(folder)!r} holds no checkpoint")
+    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def _check_folder(folder: Path, request: RunRequest) -> None:
+    if request.overwrite and request.resume:
+        raise UserError("--overwrite and --resume contradict each other")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output folder {str(folder)!r} is a file")
+    if request.resume:
+        last_checkpoint(folder)
+        return
+    in_use = [name for name in _RUN_FILES if (folder / name).exists()]
+    in_use += [path.name for path in folder.glob("checkpoint-*")] if folder.is_dir() else []
+    if in_use and not request.overwrite:
+        raise UserError(
+            f"output folder {str(folder)!r} already holds a run ({in_use[0]}); "
+            f"use another --output_dir, --overwrite to replace it, or --resume to go on with it"
+        )
+    parent = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"output folder {str(folder)!r} cannot be written: no permission in {str(parent)!r}")

@@ -1,0 +1,139 @@
+"""The proof that training trained: trainable tensors had gradients and moved, frozen ones did not.
+
+Some methods run without an error and train nothing: IA3 and layer-norm tuning on an NF4 base, adapters whose steps are
+smaller than their dtype can hold. A tensor is proved when it has had a finite gradient other than zero and its value
+has changed.
+"""
+
+import math
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from hf_peft_recipes.errors import NotTrainedError
+
+UPDATES_TO_JUDGE = 3
+"""LoRA's A cannot move at the first update, B being zero; it has its first gradient at the second."""
+
+LEGITIMATELY_ZERO = {
+    "expert": "an expert learns only once the router sends it a token",
+    "embed": "an embedding learns only from the tokens that occur",
+}
+"""Part of a tensor's name to the reason why its gradient may be zero for a while, or for all of a short run."""
+
+FROZEN_SAMPLES = 16
+_SAMPLED_ELEMENTS = 1 << 20
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class TrainingProof(TrainerCallback):
+    """Watches the first updates of a run and raises NotTrainedError when a tensor does not train, or a frozen one moves.
+
+    `result()` gives the account afterwards.
+    """
+
+    def __init__(self) -> None:
+        self.unproved: dict[str, str] = {}
+        """Trainable tensors without proof so far, each with what is missing."""
+        self._start: dict[str, int] = {}
+        self._frozen: dict[str, int] = {}
+        self._had_gradient: set[str] = set()
+        self._updates = 0
+        self._judged = False
+        self._trainable = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Take the checksums of all trainable and of some frozen tensors."""
+        trainable = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+        if not trainable:
+            raise NotTrainedError("nothing in the model is trainable")
+        frozen = [(name, tensor) for name, tensor in model.named_parameters() if not tensor.requires_grad]
+        every = max(1, math.ceil(len(frozen) / FROZEN_SAMPLES))
+        self._trainable = len(trainable)
+        self._start = {name: checksum(tensor) for name, tensor in trainable.items()}
+        self._frozen = {name: checksum(tensor, _SAMPLED_ELEMENTS) for name, tensor in frozen[::every]}
+        self.unproved = dict.fromkeys(trainable, "no update yet")
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any = None, lr_scheduler: Any = None, **_: Any
+    ) -> None:
+        """Note which tensors have a gradient, while there are tensors to prove."""
+        if not self.unproved:
+            return
+        # A warm-up begins at rate 0, where nothing can move.
+        self._updates += 1 if lr_scheduler is None or max(lr_scheduler.get_last_lr()) > 0 else 0
+        for name, tensor in model.named_parameters():
+            if name not in self.unproved:
+                continue
+            if tensor.grad is None:
+                self.unproved[name] = "no gradient: it takes no part in the loss"
+            elif not bool(torch.isfinite(tensor.grad).all()):
+                raise NotTrainedError(f"step {state.global_step + 1}: the gradient of {name} is not finite")
+            elif bool(tensor.grad.any()):
+                self._had_gradient.add(name)
+                self.unproved[name] = "its gradient is not zero, but its value does not change"
+            elif name not in self._had_gradient:
+                self.unproved[name] = "its gradient is zero"
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Strike off the tensors that moved; judge the others after three updates with a rate above zero."""
+        if not self.unproved:
+            return
+        for name, tensor in model.named_parameters():
+            if name in self._had_gradient and name in self.unproved and checksum(tensor) != self._start[name]:
+                del self.unproved[name]
+        if self._updates >= UPDATES_TO_JUDGE and not self._judged:
+            self._judged = True
+            self._judge()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """Stop at the first loss or gradient norm that is not finite."""
+        for key in ("loss", "grad_norm", "eval_loss"):
+            if logs and key in logs and not math.isfinite(float(logs[key])):
+                raise NotTrainedError(f"step {state.global_step}: {key} is {logs[key]}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Compare the frozen tensors with what they were."""
+        now = {name: tensor for name, tensor in model.named_parameters() if name in self._frozen}
+        moved = [name for name, before in self._frozen.items() if checksum(now[name], _SAMPLED_ELEMENTS) != before]
+        if moved:
+            raise NotTrainedError(f"frozen weights changed during training: {', '.join(moved[:5])}")
+
+    def result(self) -> dict[str, Any]:
+        """Return the account for `result.json`."""
+        return {
+            "trainable_tensors": self._trainable,
+            "proved_tensors": self._trainable - len(self.unproved),
+            "unproved": dict(sorted(self.unproved.items())),
+            "judged": self._judged or not self.unproved,
+            "frozen_tensors_checked": len(self._frozen),
+        }
+
+    def _judge(self) -> None:
+        fatal = {
+            name: why
+            for name, why in self.unproved.items()
+            if why != "its gradient is zero" or not any(part in name for part in LEGITIMATELY_ZERO)
+        }
+        if fatal:
+            listed = "; ".join(f"{name}: {why}" for name, why in list(fatal.items())[:5])
+            more = f"; and {len(fatal) - 5} more" if len(fatal) > 5 else ""
+            raise NotTrainedError(
+                f"after {UPDATES_TO_JUDGE} updates {len(fatal)} of {self._trainable} trainable tensors do not train: "
+                f"{listed}{more}"
+            )
+
+
+def checksum(tensor: torch.Tensor, elements: int | None = None) -> int:
+    """Return a sum over the bits of the tensor's elements: another value means that some element changed.
+
+    Args:
+        tensor: of any dtype.
+        elements: how many elements to look at, evenly spaced; None for all.
+    """
+    flat = tensor.detach().reshape(-1)
+    if elements is not None and flat.numel() > elements:
+        flat = flat[:: flat.numel() // elements]
+    bits = flat.view(_INTEGERS[flat.element_size()]) if flat.numel() else flat.to(torch.int64)
+    return int(bits.sum(dtype=torch.int64))

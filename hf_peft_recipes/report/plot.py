@@ -1,0 +1,31 @@
+"""`loss.png`: training and held-out loss over the steps."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+def plot_losses(curve: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
+    """Write the plot of a run's losses as a PNG.
+
+    Args:
+        curve: points with `step` and `loss` or `eval_loss`, in nats a token.
+        path: the file to write.
+        title: the recipe's name.
+    """
+    # Not pyplot: it keeps global state and looks for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
+        points = [(point["step"], point[key]) for point in curve if key in point]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.4)
+    axes.set(title=title, xlabel="optimizer step", ylabel="loss (nats a token)")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.lines:
+        axes.legend(frameon=False)
+    figure.savefig(path)

@@ -1,0 +1,60 @@
+"""The record of a run, `result.json`: written atomically, read back, and held to a schema that ships."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_peft_recipes.errors import UserError
+
+SCHEMA_VERSION = 1
+RESULT_FILE = "result.json"
+RECIPE_FILE = "recipe.yaml"
+SCHEMA_FILE = Path(__file__).parent / "result.schema.json"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_result(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write the record as `result.json` into the run's folder."""
+    write_text(folder / RESULT_FILE, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Return the record of the run in `folder`.
+
+    Raises:
+        UserError: there is no run, or its record is broken or of a schema that this version does not read.
+    """
+    path = folder / RESULT_FILE
+    if not path.is_file():
+        raise UserError(f"{str(folder)!r} holds no run: there is no {RESULT_FILE}")
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: broken JSON: {error}") from None
+    version = record.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path}: schema version {version!r}; this version of the software reads {SCHEMA_VERSION}")
+    return record
+
+
+def read_schema() -> dict[str, Any]:
+    """Return the JSON schema of `result.json`."""
+    schema: dict[str, Any] = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    return schema

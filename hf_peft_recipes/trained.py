@@ -1,0 +1,134 @@
+"""A run that is finished: loaded from its folder, evaluated against its base, talked to."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_peft_recipes import models
+from hf_peft_recipes.data import Renderer, read_examples
+from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.evaluation import Metrics, find_task, score_rows, summarize
+from hf_peft_recipes.generation import stream
+from hf_peft_recipes.objectives import find_objective
+from hf_peft_recipes.spec import ResolvedRecipe
+
+
+@dataclass
+class TrainedModel:
+    """A trained model in memory, with what is needed to serve it as it was trained."""
+
+    model: Any
+    renderer: Renderer
+    stop_ids: list[int]
+    recipe: ResolvedRecipe
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter on a base was trained, rather than the whole model."""
+        return hasattr(self.model, "disable_adapter")
+
+
+def load(folder: Path, recipe: ResolvedRecipe, record: Mapping[str, Any]) -> TrainedModel:
+    """Return the model that the run in `folder` trained.
+
+    Args:
+        folder: the run's folder.
+        recipe: of its `recipe.yaml`.
+        record: its `result.json`.
+
+    Raises:
+        UserError: the folder lacks what was trained, or the base cannot be loaded.
+    """
+    objective = find_objective(recipe.objective)
+    own = {"name_or_path": str(folder)}
+    tokenizer = models.load_tokenizer(own)
+    if recipe.section("adapter"):
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise UserError(f"{str(folder)!r} holds no adapter (adapter_model.safetensors)")
+        from peft import PeftModel
+
+        section = recipe.section("model")
+        models.check_base(section)
+        base = models.load_base(objective.model_class(), section, recipe.section("quantization"))
+        model = PeftModel.from_pretrained(base, str(folder))
+    else:
+        models.check_base(own)
+        model = models.load_base(objective.model_class(), {**(recipe.section("model") or {}), **own}, None)
+    if torch.cuda.is_available() and not recipe.section("quantization"):
+        model = model.cuda()
+    stops = models.stop_ids(model, tokenizer)
+    data = recipe.section("data") or {}
+    renderer = Renderer(tokenizer, stops, data["loss_on"], record["data"]["separator"])
+    return TrainedModel(model.eval(), renderer, stops, recipe)
+
+
+def evaluate(trained: TrainedModel, record: Mapping[str, Any], with_base: bool = True) -> dict[str, Any]:
+    """Return the run's metrics on its held-out rows, measured now, and those of the base beside them.
+
+    Args:
+        trained: as `load` returns it.
+        record: the run's `result.json`.
+        with_base: whether to score the base too.
+
+    Raises:
+        UserError: the data cannot be read any more.
+    """
+    recipe = trained.recipe
+    section, seed = recipe.section("evaluation") or {}, recipe.value("training.seed") or 0
+    examples = read_examples(recipe.section("data") or {}, section["split"], seed)
+    rows = examples.held_out
+    if section["max_rows"] is not None and section["max_rows"] < len(rows):
+        rows = [rows[index * len(rows) // section["max_rows"]] for index in range(section["max_rows"])]
+    if not rows:
+        raise UserError("there are no held-out rows to evaluate on (evaluation.max_rows, data.validation_size)")
+    task = find_task(rows, section["task"])
+    length = record["data"]["ledger"]["max_length"]
+
+    def metrics(model: Any) -> Metrics:
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bool(recipe.value("training.bf16"))):
+            scores = score_rows(model, trained.renderer, rows, task, section, trained.stop_ids, length)
+        return summarize(scores, task, section, seed)
+
+    after = metrics(trained.model)
+    before = _base_metrics(trained, metrics) if with_base else None
+    return {
+        "task": task,
+        "split": examples.held_out_split,
+        "rows": len(rows),
+        "before": before.values if before else {},
+        "after": after.values,
+        "intervals": {"before": before.intervals if before else {}, "after": after.intervals},
+        "confidence": section["confidence"],
+        "examples": {"before": before.examples if before else [], "after": after.examples},
+    }
+
+
+def answer(
+    trained: TrainedModel, messages: Sequence[Mapping[str, str]], max_new_tokens: int, write: Callable[[str], Any]
+) -> str:
+    """Return the model's answer to a conversation, streaming its text to `write`.
+
+    Raises:
+        UserError: a conversation of several turns, and no chat template.
+    """
+    try:
+        prompt = trained.renderer.serve(messages)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return stream(trained.model, trained.renderer.tokenizer, prompt, trained.stop_ids, max_new_tokens, write)
+
+
+def _base_metrics(trained: TrainedModel, metrics: Callable[[Any], Metrics]) -> Metrics:
+    recipe = trained.recipe
+    model, without = trained.model, nullcontext()
+    if trained.has_adapter:
+        without = trained.model.disable_adapter()
+    else:
+        model = models.load_base(find_objective(recipe.objective).model_class(), recipe.section("model"), None)
+        model = model.to(trained.model.device)
+    with without:
+        return metrics(model)
