@@ -1,15 +1,17 @@
 """What a Python user holds: recipes by name, and the results of their runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_peft_recipes import registry
 from hf_peft_recipes.device import Device, detect_device, named_device
-from hf_peft_recipes.preflight import RunRequest, examine
-from hf_peft_recipes.results import RECIPE_FILE, read_result
 from hf_peft_recipes.spec import Override, ResolvedRecipe, compose, recipe_file, resolve, shown
+
+# Rooms that only a run needs are imported where it begins: `list` and `show` are to be instant.
+if TYPE_CHECKING:
+    from hf_peft_recipes.preflight import RunRequest
 
 _OBJECTS = ("tokenizer", "callbacks")
 
@@ -95,6 +97,8 @@ class Recipe:
         Raises:
             UserError: as `train` raises it.
         """
+        from hf_peft_recipes.preflight import examine
+
         request = self._request(output_dir, command="build_trainer")
         examined = examine(self.resolved, request)
         from hf_peft_recipes.runner import prepare
@@ -126,9 +130,11 @@ class Recipe:
             LaunchError: other processes came up than were asked for.
             NotTrainedError: the run stopped itself because tensors did not train.
         """
+        from hf_peft_recipes.preflight import examine
+
         told = command or f"hf_peft_recipes.get_recipe({self.name!r}, …).train()"
-        request = replace(
-            self._request(output_dir, told), overwrite=overwrite, resume=resume, dry_run=dry_run, progress=progress
+        request = self._request(
+            output_dir, told, overwrite=overwrite, resume=resume, dry_run=dry_run, progress=progress
         )
         examined = examine(self.resolved, request)
         # Imported once the cheap checks are through: it brings torch and everything else along.
@@ -139,9 +145,11 @@ class Recipe:
             record = run(self.resolved, request, examined)
         return RunResult(examined.output_dir, record)
 
-    def _request(self, output_dir: str | Path | None, command: str) -> RunRequest:
+    def _request(self, output_dir: str | Path | None, command: str, **options: bool) -> "RunRequest":
+        from hf_peft_recipes.preflight import RunRequest
+
         folder = None if output_dir is None else Path(output_dir).expanduser()
-        return RunRequest(output_dir=folder, command=command, **self.objects)
+        return RunRequest(output_dir=folder, command=command, **options, **self.objects)
 
 
 @dataclass(frozen=True)
@@ -159,6 +167,8 @@ class RunResult:
         Raises:
             UserError: the folder holds no run.
         """
+        from hf_peft_recipes.results import read_result
+
         path = Path(folder).expanduser()
         return cls(path, read_result(path))
 
@@ -179,6 +189,8 @@ class RunResult:
 
     def recipe(self) -> Recipe:
         """Return the recipe of the run, exactly as it ran."""
+        from hf_peft_recipes.results import RECIPE_FILE
+
         return resolve_recipe(str(self.folder / RECIPE_FILE), [], exact=True)
 
     def load(self) -> Any:

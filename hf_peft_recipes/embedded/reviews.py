@@ -215,9 +215,9 @@ class ReviewWriter:
 
     def judgement(self, domain: Domain, item: str, sentiment: int) -> str:
         """One sentence that judges `item`, or some part of it, with words of `sentiment` (0 or 1)."""
-        form = self.random.choices(("one", "two", "verb", "but", "item"), weights=(35, 15, 15, 20, 10))[0]
+        form = self.random.choices(("one", "two", "verb", "but", "item"), weights=(40, 20, 14, 8, 14))[0]
         if form == "verb":
-            verb = self.random.choice(self.random.choice((VERBS, NEGATED_VERBS))[sentiment])
+            verb = self.random.choice(self.random.choice((VERBS, VERBS, VERBS, NEGATED_VERBS))[sentiment])
             return f"I {verb} the {self.random.choice((item, *next(iter(domain.nouns.values()))))}."
         if form == "item":
             opening = self.random.choice(("What", "This is", "This was"))
@@ -236,7 +236,7 @@ class ReviewWriter:
         return self._fill(CLOSINGS[review.sentiment], review.item)
 
     def _clause(self, domain: Domain, sentiment: int, other_than: str = "") -> str:
-        negated = self.random.random() < 0.3
+        negated = self.random.random() < 0.15
         while True:
             kind = self.random.choice(list(domain.nouns))
             noun = self.random.choice(domain.nouns[kind])

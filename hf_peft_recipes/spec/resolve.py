@@ -116,13 +116,16 @@ def _place(overrides: Sequence[Override], entries: Entries, fields: Fields) -> d
 
 def _flag_path(override: Override, fields: Fields, entries: Entries) -> Path:
     parts = tuple(override.name.split("."))
+    # `model` is a flag and a section: a mapping is meant for the section.
+    if override.name in FLAG_ALIASES and not isinstance(override.value, Mapping):
+        return FLAG_ALIASES[override.name]
     if parts[0] in SECTIONS:
+        if len(parts) == 1 and not isinstance(override.value, Mapping) and override.value not in (None, "null"):
+            raise UserError(f"{override.origin} is a section: set a key of it, --{parts[0]}.KEY, or null")
         return parts
     if parts in OWNED_FIELDS or any(parts[0] == owned for _, owned in OWNED_FIELDS):
         owned = next(path for path in OWNED_FIELDS if parts[0] == path[1])
         raise UserError(f"{override.origin} is not to be set here: {OWNED_FIELDS[owned]}")
-    if override.name in FLAG_ALIASES:
-        return FLAG_ALIASES[override.name]
     homes = [section for section, keys in fields.items() if parts[0] in keys]
     homes = homes or [section for section in ("training",) if renamed(("training", parts[0]), fields)[1] != parts[0]]
     if len(homes) == 1:
