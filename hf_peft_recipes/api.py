@@ -101,9 +101,12 @@ class Recipe:
 
         request = self._request(output_dir, command="build_trainer")
         examined = examine(self.resolved, request)
-        from hf_peft_recipes.runner import prepare
+        from hf_peft_recipes.upstream_noise import quiet
 
-        return prepare(self.resolved, request, examined).trainer
+        with quiet():
+            from hf_peft_recipes.runner import prepare
+
+            return prepare(self.resolved, request, examined).trainer
 
     def train(
         self,
@@ -137,15 +140,16 @@ class Recipe:
             output_dir, told, overwrite=overwrite, resume=resume, dry_run=dry_run, progress=progress
         )
         examined = examine(self.resolved, request)
-        # Imported once the cheap checks are through: it brings torch and everything else along.
-        from hf_peft_recipes.runner import run
         from hf_peft_recipes.upstream_noise import quiet
 
         with quiet():
+            # Imported once the cheap checks are through: it brings torch and everything else along.
+            from hf_peft_recipes.runner import run
+
             record = run(self.resolved, request, examined)
         return RunResult(examined.output_dir, record)
 
-    def _request(self, output_dir: str | Path | None, command: str, **options: bool) -> "RunRequest":
+    def _request(self, output_dir: str | Path | None, command: str, **options: Any) -> "RunRequest":
         from hf_peft_recipes.preflight import RunRequest
 
         folder = None if output_dir is None else Path(output_dir).expanduser()
@@ -196,10 +200,11 @@ class RunResult:
     def load(self) -> Any:
         """Return the trained model with its tokenizer and stop ids, see `hf_peft_recipes.trained.TrainedModel`."""
         resolved = self.recipe().resolved
-        from hf_peft_recipes import trained
         from hf_peft_recipes.upstream_noise import quiet
 
         with quiet():
+            from hf_peft_recipes import trained
+
             return trained.load(self.folder, resolved, self.record)
 
     def __str__(self) -> str:

@@ -114,7 +114,7 @@ def _first_gpu() -> Device | None:
 
 def _read_gpu(nvml: ctypes.CDLL, visible: str | None) -> Device | None:
     class Memory(ctypes.Structure):
-        _fields_ = [(field, ctypes.c_ulonglong) for field in ("total", "free", "used")]  # noqa: RUF012
+        _fields_ = [(field, ctypes.c_ulonglong) for field in ("total", "free", "used")]
 
     count, handle, memory = ctypes.c_uint(), ctypes.c_void_p(), Memory()
     name, major, minor = ctypes.create_string_buffer(96), ctypes.c_int(), ctypes.c_int()

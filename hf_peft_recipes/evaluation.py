@@ -71,8 +71,13 @@ def find_task(examples: Sequence[Example], task: str) -> str:
 
 
 def score_rows(
-    model: Any, renderer: Renderer, examples: Sequence[Example], task: str, section: Mapping[str, Any],
-    stop_ids: Sequence[int], max_length: int | None,
+    model: Any,
+    renderer: Renderer,
+    examples: Sequence[Example],
+    task: str,
+    section: Mapping[str, Any],
+    stop_ids: Sequence[int],
+    max_length: int | None,
 ) -> list[RowScore]:
     """Return the score of every example, in order.
 
@@ -91,9 +96,13 @@ def score_rows(
         tokenizer = renderer.tokenizer
         longest = max(len(tokenizer(str(example.reference)).input_ids) for example in examples)
         produced = generate(
-            model, [renderer.prompt(example) for example in examples], stop_ids, tokenizer.pad_token_id,
+            model,
+            [renderer.prompt(example) for example in examples],
+            stop_ids,
+            tokenizer.pad_token_id,
             # One more for the end token, and one for a space that begins the answer.
-            section["max_new_tokens"] or longest + 2, section["batch_size"],
+            section["max_new_tokens"] or longest + 2,
+            section["batch_size"],
         )
         answers = [text.strip() for text in tokenizer.batch_decode(produced, skip_special_tokens=True)]
     return [
@@ -141,7 +150,7 @@ def summarize(scores: Sequence[RowScore], task: str, section: Mapping[str, Any],
 
 
 def confusion(scores: Sequence[RowScore]) -> Any:
-    """Return counts of shape (labels, labels + 1): reference by answer, the last column for answers that are no label."""
+    """Return counts of shape (labels, labels + 1): reference by answer, the last column for what is no label."""
     labels = sorted({normalized(str(score.reference)) for score in scores})
     index = {label: number for number, label in enumerate(labels)}
     table = numpy.zeros((len(labels), len(labels) + 1))

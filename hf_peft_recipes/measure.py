@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 from transformers import TrainerCallback
 
 PACKAGES = (
@@ -74,19 +75,20 @@ class StepClock(TrainerCallback):
         self.tokens: float | None = None
         self._first_log: tuple[int, float] | None = None
         """Step and tokens at the first log, from which the rate is counted."""
-        self.started_at: float | None = None
-        self.first_step_at: float | None = None
+        self.first_step_seconds: float | None = None
+        """From the start of the process to the end of the first optimizer step."""
         self._mark = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock."""
-        self.started_at = self._mark = time.perf_counter()
+        self._mark = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take the step's time; the last step is logged whatever the interval, for its count of tokens."""
         now = time.perf_counter()
         self.step_seconds.append(now - self._mark)
-        self.first_step_at = self.first_step_at or now
+        if self.first_step_seconds is None:
+            self.first_step_seconds = time.time() - psutil.Process().create_time()
         self._mark = now
         if state.global_step >= state.max_steps:
             control.should_log = True

@@ -85,7 +85,13 @@ def load_base(auto_class: Any, model_section: Mapping[str, Any] | None, quantiza
         # Quantisation happens while loading, so every process must load onto its own device.
         keywords.setdefault("device_map", {"": PartialState().device})
     location = base_location(model_section)
-    return _from_pretrained(auto_class, location, "model", {**keywords, "use_safetensors": True})
+    model = _from_pretrained(auto_class, location, "model", {**keywords, "use_safetensors": True})
+    for module in model.modules() if quantization else ():
+        # On processors with AVX-512 BF16, bitsandbytes 0.50 rewrites 4-bit weights at the first evaluation, for
+        # inference only: it fails where the rows are no multiple of 32, and the frozen base is no longer what it was.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def add_adapter(model: Any, adapter: Mapping[str, Any], task_type: str) -> Any:
@@ -141,7 +147,11 @@ def context_length(model: Any) -> int | None:
 
 def _from_pretrained(auto_class: Any, location: str, what: str, keywords: Mapping[str, Any]) -> Any:
     try:
-        return auto_class.from_pretrained(str(Path(location).expanduser()) if location[:1] == "~" else location, **keywords)
+        return auto_class.from_pretrained(
+            str(Path(location).expanduser()) if location[:1] == "~" else location, **keywords
+        )
     except (OSError, ValueError, TypeError, ImportError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UserError(f"{what} {location!r} cannot be loaded: {lines[0] if lines else type(error).__name__}") from error
+        raise UserError(
+            f"{what} {location!r} cannot be loaded: {lines[0] if lines else type(error).__name__}"
+        ) from error

@@ -61,7 +61,8 @@ def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
     if request.model is None:
         models.check_base(recipe.section("model"))
     evaluation, data = recipe.section("evaluation") or {}, recipe.section("data") or {}
-    examples = read_examples(data, evaluation.get("split"), recipe.value("training.seed") or 0, request.dataset)
+    seed = recipe.value("training.seed") or 0
+    examples = read_examples(data, evaluation.get("split"), evaluation.get("max_rows"), seed, request.dataset)
     return Examined(output_dir, examples)
 
 

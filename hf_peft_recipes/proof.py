@@ -28,7 +28,7 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class TrainingProof(TrainerCallback):
-    """Watches the first updates of a run and raises NotTrainedError when a tensor does not train, or a frozen one moves.
+    """Watches a run's first updates and raises NotTrainedError when a tensor does not train, or a frozen one moves.
 
     `result()` gives the account afterwards.
     """

@@ -32,7 +32,7 @@ _decorated: dict[str, Source] = {}
 
 
 def shipped_folder() -> Path:
-    """Return the folder of the recipes that ship with the package: inside a wheel, or beside the package in a checkout."""
+    """Return the folder of the shipped recipes: inside the package in a wheel, beside it in a checkout."""
     inside = Path(str(files("hf_peft_recipes"))) / "recipes"
     return inside if inside.is_dir() else inside.parent.parent / "recipes"
 

@@ -51,7 +51,9 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     """
     objective = find_objective(recipe.objective)
     arguments = objective.training_arguments(_arguments(recipe, request, examined))
-    world = World(arguments.process_index, arguments.world_size, str(arguments.distributed_state.distributed_type.value))
+    world = World(
+        arguments.process_index, arguments.world_size, str(arguments.distributed_state.distributed_type.value)
+    )
     launching.check_world(world, os.environ)
     set_seed(arguments.seed)
     tokenizer = request.tokenizer or models.load_tokenizer(recipe.section("model"))
@@ -121,7 +123,7 @@ def _train(
     """Evaluate, train, save and evaluate again, filling in the record."""
     trainer, folder = prepared.trainer, examined.output_dir
     clock, proof = _callback(trainer, measure.StepClock), _callback(trainer, TrainingProof)
-    examples = _scored_examples(recipe, prepared.data.held_out)
+    examples = prepared.data.held_out
     task = find_task(examples, (recipe.section("evaluation") or {})["task"])
     before = _evaluate(recipe, prepared, examples, task)
     measure.reset_peak_memory()
@@ -132,6 +134,7 @@ def _train(
         "step_seconds": clock.step_median_seconds(),
         "steps": len(clock.step_seconds),
         "train_seconds": sum(clock.step_seconds),
+        "first_step_seconds": clock.first_step_seconds,
     }
     record["loss_curve"] = [_point(log) for log in trainer.state.log_history if "loss" in log or "eval_loss" in log]
     record["proof"] = proof.result()
@@ -174,14 +177,6 @@ def _model(recipe: ResolvedRecipe, request: RunRequest, objective: Objective) ->
 def _fitting_length(max_length: int | None, context: int | None) -> int | None:
     """Return the rows' length in tokens: the recipe's, and never more than the model was made for."""
     return min((length for length in (max_length, context) if length is not None), default=None)
-
-
-def _scored_examples(recipe: ResolvedRecipe, held_out: list[Example]) -> list[Example]:
-    limit = (recipe.section("evaluation") or {})["max_rows"]
-    if limit is None or limit >= len(held_out):
-        return held_out
-    # Evenly spaced, so that a file that is sorted by label is still scored on all of them.
-    return [held_out[index * len(held_out) // limit] for index in range(limit)]
 
 
 def _evaluate(recipe: ResolvedRecipe, prepared: Prepared, examples: Sequence[Example], task: str) -> Metrics | None:

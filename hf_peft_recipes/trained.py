@@ -79,10 +79,8 @@ def evaluate(trained: TrainedModel, record: Mapping[str, Any], with_base: bool =
     """
     recipe = trained.recipe
     section, seed = recipe.section("evaluation") or {}, recipe.value("training.seed") or 0
-    examples = read_examples(recipe.section("data") or {}, section["split"], seed)
+    examples = read_examples(recipe.section("data") or {}, section["split"], section["max_rows"], seed)
     rows = examples.held_out
-    if section["max_rows"] is not None and section["max_rows"] < len(rows):
-        rows = [rows[index * len(rows) // section["max_rows"]] for index in range(section["max_rows"])]
     if not rows:
         raise UserError("there are no held-out rows to evaluate on (evaluation.max_rows, data.validation_size)")
     task = find_task(rows, section["task"])

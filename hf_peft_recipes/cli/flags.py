@@ -1,4 +1,4 @@
-"""Words of the command line to overrides: `--learning_rate 1e-4`, `--lora_alpha=16`, `--packing`, `--target_modules a b`."""
+"""From words of the command line to overrides: `--learning_rate 1e-4`, `--r=16`, `--packing`, `--bias none`."""
 
 from collections.abc import Sequence
 

@@ -22,12 +22,12 @@ def complete_name(incomplete: str) -> list[str]:
 
 Name = Annotated[
     str,
-    typer.Argument(
-        metavar="NAME", help="A recipe, several joined by +, or a YAML file.", autocompletion=complete_name
-    ),
+    typer.Argument(metavar="NAME", help="A recipe, several joined by +, or a YAML file.", autocompletion=complete_name),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ForDevice = Annotated[str | None, typer.Option("--device", help="Resolve for this device (H100, cpu …), not for yours.")]
+ForDevice = Annotated[
+    str | None, typer.Option("--device", help="Resolve for this device (H100, cpu …), not for yours.")
+]
 Exact = Annotated[bool, typer.Option("--exact", help="Keep what a run's recipe.yaml took for its device.")]
 
 

@@ -73,7 +73,9 @@ def train_command(
     if num_processes is not None or accelerate_config is not None:
         words = _without(sys.argv[1:], ("--num_processes", "--accelerate_config"))
         on_cpu = bool(recipe.resolved.value("training.use_cpu"))
-        raise typer.Exit(launching.launch(words, num_processes or 1, accelerate_config, on_cpu))
+        raise typer.Exit(
+            launching.launch(words, 1 if num_processes is None else num_processes, accelerate_config, on_cpu)
+        )
     main = launching.rank_from_environment() == 0
     if main and recipe.resolved.value("model.name_or_path") is None and recipe.resolved.value("data.dataset"):
         print("no --model: the embedded tiny model is trained", file=sys.stderr)

@@ -25,16 +25,18 @@ def evaluate_command(
     """Score a finished run on its held-out rows, beside its base. Takes flags: --evaluation.max_rows, --dataset …"""
     result = RunResult.read(folder)
     recipe = resolve_recipe(str(folder / RECIPE_FILE), parse_flags(context.args), exact=True)
-    from hf_peft_recipes import trained
-    from hf_peft_recipes.report.table import metrics_table
     from hf_peft_recipes.upstream_noise import quiet
 
     with quiet():
+        from hf_peft_recipes import trained
+
         loaded = trained.load(folder, recipe.resolved, result.record)
         metrics = trained.evaluate(loaded, result.record, with_base=base)
     if as_json:
         print_json({"folder": str(folder), "recipe": result.record["recipe"], "metrics": metrics})
     else:
+        from hf_peft_recipes.report.table import metrics_table
+
         print_rich(metrics_table(metrics, f"{result.record['recipe']}: {folder}"))
 
 

@@ -102,7 +102,8 @@ def _mapped(mapping: Mapping[str, str], label: str) -> Format:
         if set(mapping) == set(roles):
             return Format(name, dict(mapping))
     raise UserError(
-        f"{label}: data.columns gives {', '.join(mapping)}; wanted is messages alone, text alone, or prompt and completion"
+        f"{label}: data.columns gives {', '.join(mapping)}; "
+        f"wanted is messages alone, text alone, or prompt and completion"
     )
 
 
@@ -126,7 +127,9 @@ def _side(row: Row, column: str, role: str) -> tuple[Mapping[str, Any], ...]:
 
 def _turns(value: Any, column: str) -> tuple[Mapping[str, Any], ...]:
     if not isinstance(value, list) or not value:
-        raise BadRowError(f"{column!r} is {'null' if value is None else 'empty' if value == [] else 'no list of turns'}")
+        raise BadRowError(
+            f"{column!r} is {'null' if value is None else 'empty' if value == [] else 'no list of turns'}"
+        )
     turns = []
     for number, turn in enumerate(value, 1):
         if not isinstance(turn, Mapping):
@@ -135,6 +138,8 @@ def _turns(value: Any, column: str) -> tuple[Mapping[str, Any], ...]:
         if role not in ROLES_OF_TURNS:
             raise BadRowError(f'"role" of message {number} is {role!r}; known: {", ".join(ROLES_OF_TURNS)}')
         if not isinstance(content, str):
-            raise BadRowError(f'"content" of message {number} is {"null" if content is None else type(content).__name__}')
+            raise BadRowError(
+                f'"content" of message {number} is {"null" if content is None else type(content).__name__}'
+            )
         turns.append({"role": role, "content": content})
     return tuple(turns)

@@ -44,16 +44,16 @@ class PreparedData:
 
 
 def read_examples(
-    section: Mapping[str, Any], held_out_split: str | None, seed: int, dataset: Any = None, evaluation: bool = True
+    section: Mapping[str, Any], held_out_split: str | None, max_rows: int | None, seed: int, dataset: Any = None
 ) -> Examples:
     """Return the data set's rows as examples, split into training, validation and held-out.
 
     Args:
         section: the recipe's `data` section.
         held_out_split: the split to score before and after; None takes `test`, else `validation`.
+        max_rows: held-out rows to keep, evenly spaced; None keeps all, 0 none.
         seed: of the split that is made when the data set has no held-out one.
         dataset: an object that the caller has, in place of `section["dataset"]`.
-        evaluation: False reads the training split alone.
 
     Raises:
         UserError: a missing, empty or broken file, an unknown split or column, bad rows.
@@ -72,14 +72,15 @@ def read_examples(
     if held_out_split is not None:
         _split(raw.splits, held_out_split, "evaluation.split")
     has = [split for split in ("validation", "test") if split in raw.splits and split != section["split"]]
-    validation = understood(raw.splits["validation"]) if "validation" in has and evaluation else []
-    if not validation and evaluation:
-        train, validation = _hold_out(train, section["validation_size"], seed)
+    validation = understood(raw.splits["validation"]) if "validation" in has else []
+    if not validation:
+        train, validation = _hold_out(train, section["validation_size"], section["validation_rows"], seed)
     name = held_out_split or ("test" if "test" in has else "validation")
-    held_out = understood(raw.splits[name]) if name in has and name != "validation" and evaluation else validation
+    held_out = understood(raw.splits[name]) if name in raw.splits and name != "validation" else validation
     return Examples(
-        raw.name, found.name, raw.fingerprint, train, validation, held_out, name, found.joins_exactly, dropped
-    )
+        raw.name, found.name, raw.fingerprint, train, _spaced(validation, max_rows), _spaced(held_out, max_rows), name,
+        found.joins_exactly, dropped,
+    )  # fmt: skip
 
 
 def tokenize_data(examples: Examples, renderer: Renderer, max_length: int | None, overlong: str) -> PreparedData:
@@ -153,11 +154,19 @@ def _understand(table: Table, example: Any, drops: bool, dropped: Counter[str]) 
     return examples
 
 
-def _hold_out(train: list[Example], size: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Return `(train, validation)`, split at random but always alike for one seed."""
+def _spaced(examples: list[Example], limit: int | None) -> list[Example]:
+    """Return at most `limit` examples, evenly spaced, so that a file that is sorted by label keeps all its labels."""
+    if limit is None or limit >= len(examples):
+        return examples
+    return [examples[index * len(examples) // limit] for index in range(limit)]
+
+
+def _hold_out(train: list[Example], size: float, limit: int | None, seed: int) -> tuple[list[Example], list[Example]]:
+    """Return `(train, validation)`, split at random but always alike for one seed, whatever is scored later."""
     order = list(range(len(train)))
     random.Random(seed).shuffle(order)
     number = min(max(1, round(len(train) * size)), len(train) - 1) if size and len(train) > 1 else 0
+    number = number if limit is None else min(number, limit)
     held = sorted(order[:number])
     chosen = set(held)
     return [row for index, row in enumerate(train) if index not in chosen], [train[index] for index in held]

@@ -20,7 +20,7 @@ class TokenRow:
 
 
 class Renderer:
-    """Renders examples with one tokenizer: by its chat template where it has one, else as prompt, separator, answer, end."""
+    """Renders examples with one tokenizer: by its chat template, or as prompt, separator, answer and end token."""
 
     def __init__(self, tokenizer: Any, stop_ids: Sequence[int], loss_on: str, separator: str) -> None:
         """Args:

@@ -1,4 +1,4 @@
-"""Where rows come from: a file, a folder, a `datasets` object or a Hub id, read to tables whose rows know their place."""
+"""Where rows come from: a file, a folder, a `datasets` object or a Hub id, read to tables of rows with their places."""
 
 import csv
 import hashlib
@@ -173,7 +173,9 @@ def _delimited(delimiter: str) -> Any:
         try:
             for row in reader:
                 if None in row or None in row.values():
-                    raise UserError(f"{path.name}:{reader.line_num}: the row has another number of fields than the head")
+                    raise UserError(
+                        f"{path.name}:{reader.line_num}: the row has another number of fields than the head"
+                    )
                 yield reader.line_num, row
         except csv.Error as error:
             raise UserError(f"{path.name}:{reader.line_num}: {error}") from None
@@ -210,7 +212,7 @@ def _from_object(dataset: Any) -> RawData:
             raise UserError(f"the split {split!r} is a stream without a length; pass a datasets.Dataset")
         if not len(rows):
             raise UserError(f"the split {split!r} of the data set is empty")
-    kept = [getattr(rows, "_fingerprint", None) for rows in splits.values()]
+    kept = [str(getattr(rows, "_fingerprint", "")) for rows in splits.values()]
     fingerprint = "datasets:" + "+".join(kept) if all(kept) else _rows_fingerprint(splits)
     tables = {SPLIT_NAMES.get(split, split): Table(rows, None, f"split {split!r}") for split, rows in splits.items()}
     return RawData(type(dataset).__name__, tables, fingerprint)
@@ -232,6 +234,8 @@ def _from_hub(name: str) -> RawData:
         loaded = load_dataset(repository, revision=revision or None)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"data set {name!r}: neither a file or folder here nor loadable from the Hub: {reason}") from None
+        raise UserError(
+            f"data set {name!r}: neither a file or folder here nor loadable from the Hub: {reason}"
+        ) from None
     raw = _from_object(loaded)
     return RawData(name, raw.splits, raw.fingerprint)

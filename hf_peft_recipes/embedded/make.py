@@ -4,17 +4,17 @@ Everything is written by the seeded generator in `reviews.py`; no text is copied
 
 1. `data/`: three splits of `prompt` and `completion` rows, a short review and whether it is positive or negative.
 2. The tokenizer and chat template of `model/`.
-3. `model/`: a tiny Llama, really pretrained here, on reviews and on conversations about reviews. In that text the question
-   of the data rows is answered at random, each review once with either answer, so the model knows the form of an
-   answer but not which is true: before fine-tuning it is right about half the time. No text of a validation or test
-   review, nor of a training one, occurs in the pretraining text.
+3. `model/`: a tiny Llama, really pretrained here, on reviews and on conversations about reviews. It learns what the
+   words mean from reviews whose sentences agree and from how their writers feel ("happy", "annoyed"). The question of
+   the data rows is answered at random in that text, so the model knows the form of an answer but not which one is true:
+   before fine-tuning it is right about half the time. No review of any of the three splits occurs in the pretraining
+   text.
 """
 
 import argparse
 import json
 import math
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -30,12 +30,12 @@ from .reviews import LABELS, Message, ReviewWriter, pretraining_documents, quest
 SEED = 20
 SPLIT_ROWS = {"train": 1200, "validation": 200, "test": 200}
 SPECIAL_TOKENS = ("<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
-VOCABULARY_SIZE = 1280
+VOCABULARY_SIZE = 1216
 CONTEXT_LENGTH = 512
 WINDOW_LENGTH = 256
-WINDOWS_PER_STEP = 16
+WINDOWS_PER_STEP = 8
 STEPS = 600
-PEAK_LEARNING_RATE = 3e-3
+PEAK_LEARNING_RATE = 1e-3
 WARMUP_STEPS = 50
 
 # Nothing stands between a turn's tokens, so a prompt is an exact token prefix of the same turns with the answer.
@@ -116,15 +116,18 @@ def plain_texts(document: str | list[Message]) -> list[str]:
     return [document] if isinstance(document, str) else [message["content"] for message in document]
 
 
+Window = tuple[list[int], list[int], list[float]]
+
+
 def token_windows(
     documents: Iterator[str | list[Message]], tokenizer: PreTrainedTokenizerFast, length: int
-) -> Iterator[tuple[list[int], list[int], list[int]]]:
-    """Windows of exactly `length` tokens, cut from the documents put end to end: token ids, positions and labels.
+) -> Iterator[Window]:
+    """Windows of exactly `length` tokens, cut from the documents put end to end: ids, positions and loss weights.
 
-    Positions start at 0 with each document, by which the model masks the documents apart. Labels are -100 (no loss) for
-    the turns of system and user.
+    Positions start at 0 with each document, by which the model masks the documents apart. The weights of a document add
+    up to 1, so that a one-word answer counts as much as a long review; those of system and user turns are 0.
     """
-    tokens: list[tuple[int, int, int]] = []
+    tokens: list[tuple[int, int, float]] = []
     for document in documents:
         if isinstance(document, str):
             ids = tokenizer.encode(document + "<|end|>", add_special_tokens=False)
@@ -133,12 +136,11 @@ def token_windows(
             encoded = tokenizer.apply_chat_template(document, return_dict=True, return_assistant_tokens_mask=True)
             ids, learned = encoded["input_ids"], encoded["assistant_masks"]
         # The first token of a document must not be predicted from the end of the one before it.
-        learned[0] = 0
-        tokens += [(token, i, token if learn else -100) for i, (token, learn) in enumerate(zip(ids, learned, strict=True))]
+        learned = [0, *learned[1:]]
+        tokens += [(token, i, learn / sum(learned)) for i, (token, learn) in enumerate(zip(ids, learned, strict=True))]
         while len(tokens) >= length:
-            ids, positions, labels = (list(column) for column in zip(*tokens[:length], strict=True))
-            yield ids, positions, labels
-            tokens = tokens[length:]
+            window, tokens = tokens[:length], tokens[length:]
+            yield [t[0] for t in window], [t[1] for t in window], [t[2] for t in window]
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
@@ -158,7 +160,6 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalL
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT_LENGTH,
         tie_word_embeddings=True,
-        initializer_range=0.05,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -166,8 +167,8 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalL
     return LlamaForCausalLM(config)
 
 
-def pretrain(model: LlamaForCausalLM, windows: Iterator[tuple[list[int], list[int], list[int]]], steps: int) -> float:
-    """The mean loss of the last 50 steps, in nats per token, after training `model` in place on the next token.
+def pretrain(model: LlamaForCausalLM, windows: Iterator[Window], steps: int) -> float:
+    """The mean loss of the last 50 steps, in nats, after training `model` in place on the next token.
 
     Args:
         model: model in float32.
@@ -185,20 +186,22 @@ def pretrain(model: LlamaForCausalLM, windows: Iterator[tuple[list[int], list[in
         optimizer, lambda step: min((step + 1) / WARMUP_STEPS, 0.5 * (1 + math.cos(math.pi * step / steps)))
     )
     model.train()
-    losses: list[float] = []
+    history: list[float] = []
     for step in range(steps):
-        ids, positions, labels = torch.tensor(list(islice(windows, WINDOWS_PER_STEP))).unbind(dim=1)
+        columns = zip(*islice(windows, WINDOWS_PER_STEP), strict=True)
+        ids, positions, weights = (torch.tensor(column) for column in columns)
         logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        loss = (losses * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
+        history.append(loss.item())
         if (step + 1) % 100 == 0:
-            print(f"pretraining step {step + 1}/{steps}: loss {sum(losses[-50:]) / 50:.3f}", flush=True)
-    return sum(losses[-50:]) / 50
+            print(f"pretraining step {step + 1}/{steps}: loss {sum(history[-50:]) / 50:.3f}", flush=True)
+    return sum(history[-50:]) / 50
 
 
 def write_data(splits: dict[str, list[dict[str, str]]], folder: Path) -> None:
@@ -215,6 +218,8 @@ def write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fol
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
     model.to(torch.bfloat16).save_pretrained(folder)
+    # The weights are written readable to their owner only.
+    (folder / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(folder)
 
 
@@ -234,13 +239,13 @@ def make(out: Path) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
     write_data(splits, out / "data")
     write_model(model, tokenizer, out / "model")
-    rows = Counter({split: len(rows) for split, rows in splits.items()})
-    return {"parameters": model.num_parameters(), "vocabulary": len(tokenizer), "loss": loss, "rows": dict(rows)}
+    rows = {split: len(rows) for split, rows in splits.items()}
+    return {"parameters": model.num_parameters(), "vocabulary": len(tokenizer), "loss": loss, "rows": rows}
 
 
 def main() -> None:
     """Reads the command line and makes everything."""
-    parser = argparse.ArgumentParser(description="Make the embedded model and data from nothing (some minutes on 2 cores).")
+    parser = argparse.ArgumentParser(description="Make the embedded model and data from nothing.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for model/ and data/")
     print(json.dumps(make(parser.parse_args().out)))
 

@@ -1,8 +1,8 @@
 """Made-up short reviews of restaurants, films and products, and the text the embedded model is pretrained on.
 
-Every sentence comes from the templates and word lists below. A review has one sentiment, which its content words decide,
-some of them negated ("not bland") or set against an expectation ("I expected a dull film, but ..."). The review text
-never contains the words of the answer, "positive" and "negative".
+Every sentence comes from the templates and word lists below. A review has one sentiment, which its content words
+decide, some of them negated ("not bland") or set against an expectation ("I expected an awful film, but ..."). The
+review text never contains the words of the answer, "positive" and "negative".
 """
 
 from collections.abc import Collection, Iterator
@@ -13,6 +13,9 @@ from random import Random
 LABELS = ("negative", "positive")
 QUESTION = "Is this review positive or negative?"
 CONTINUE = "Write one more sentence for this review."
+# Share of "positive" among the random answers of the pretraining text. At one half, the greedy answers of the model would
+# hang on rounding; below it they are all "negative", which is right for half of any balanced split.
+POSITIVE_SHARE = 0.4
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "Answer briefly.", "You read reviews.")
 
 Message = dict[str, str]
@@ -96,7 +99,7 @@ DOMAINS = (
     Domain(
         items=("kettle", "backpack", "lamp", "blender", "tent", "phone", "drill", "camera"),
         nouns={
-            "part": ("handle", "lid", "zip", "strap", "switch", "motor", "hinge", "button", "battery", "cable", "screen"),
+            "part": ("handle", "lid", "zip", "strap", "switch", "motor", "hinge", "button", "battery", "screen"),
             "people": ("seller", "courier", "support team"),
         },
         outcomes=(
@@ -123,19 +126,16 @@ SLOTS = {
 INTENSIFIERS = ("", "", "really ", "truly ", "quite ", "simply ")
 NEGATIONS = ("not ", "not ", "not at all ", "never ", "hardly ", "far from ")
 VERBS = (("hated", "disliked", "regretted"), ("loved", "enjoyed", "adored"))
-NEGATED_VERBS = (("did not enjoy", "did not like", "never liked"), ("did not regret", "did not mind", "never regretted"))
+NEGATED_VERBS = (
+    ("did not enjoy", "did not like", "never liked"),
+    ("did not regret", "did not mind", "never regretted"),
+)
 FEELING_QUESTIONS = (
-    "How does the writer feel about the {item}?",
-    "How did the {item} leave the writer?",
     "Is this writer happy or unhappy?",
-    "What is the mood of this review?",
-    "Describe the writer in one word.",
+    "How does the writer feel about the {item}?",
     "In one word, how was it?",
 )
-FEELINGS = (
-    ("unhappy", "annoyed", "disappointed", "angry", "let down", "upset"),
-    ("happy", "delighted", "pleased", "content", "thrilled", "satisfied"),
-)
+FEELINGS = (("unhappy", "annoyed"), ("happy", "delighted"))
 CLOSINGS = (
     ("I will not come back.", "I would never recommend it.", "Avoid this {item}.", "It was a waste of money.",
      "I would warn my friends.", "Never again.", "I would not give it another chance.", "My {person} was annoyed too."),
@@ -147,7 +147,7 @@ CLOSINGS = (
 
 @dataclass(frozen=True)
 class Review:
-    """One review: sentences, sentiment (0 bad, 1 good), subject, and whether it uses a pair of words held out for test."""
+    """One review: sentences, sentiment (0 bad, 1 good), subject, and whether a pair of words is held out for test."""
 
     sentences: tuple[str, ...]
     sentiment: int
@@ -157,6 +157,7 @@ class Review:
 
     @property
     def text(self) -> str:
+        """The whole review."""
         return " ".join(self.sentences)
 
     def contains_any(self, texts: Collection[str]) -> bool:
@@ -224,7 +225,9 @@ class ReviewWriter:
             return f"{opening} {_with_article(self.random.choice(ADJECTIVES['any'][sentiment]))} {item}."
         clause = self._clause(domain, sentiment)
         if form == "but":
-            opening = self.random.choice(("I expected", "I was told it was", ("I had hoped for", "I had feared")[sentiment]))
+            opening = self.random.choice(
+                ("I expected", "I was told it was", ("I had hoped for", "I had feared")[sentiment])
+            )
             expected = _with_article(self.random.choice(ADJECTIVES["any"][1 - sentiment]))
             return f"{opening} {expected} {item}, but the {clause}."
         if form == "two":
@@ -266,15 +269,15 @@ def pretraining_documents(random: Random, excluded: Collection[str]) -> Iterator
     """An endless stream of documents, each a plain text or a conversation.
 
     Prose and conversations (one more sentence, how the writer feels) keep to one sentiment, so that a model learns from
-    them which words go together. The question of the data rows is asked as well, of a review that gets *each* answer
-    once: the model learns the form of the answer and that both are equally likely, and never which one is true.
+    them which words go together. How the writer feels is true to the review, in words other than the two answers. The
+    question of the data rows is asked as well, and answered by a coin that knows nothing of the review: the model
+    learns the form of the answer only.
 
     Args:
         random: source of every choice.
         excluded: review texts that must not occur, whole or inside a longer review.
     """
     writer = ReviewWriter(random)
-    delayed: list[list[Message]] = []
     while True:
         review = writer.review()
         more = writer.judgement(review.domain, review.item, review.sentiment)
@@ -282,16 +285,17 @@ def pretraining_documents(random: Random, excluded: Collection[str]) -> Iterator
         if replace(review, sentences=(*review.sentences, more, closing)).contains_any(excluded):
             continue
         kind = random.random()
-        if kind < 0.15:
+        if kind < 0.1:
             yield f"{review.text} {closing}"
             continue
-        if kind < 0.4:
+        if kind < 0.2:
             # A feeling after every sentence is the densest hint at what the words of the sentence mean.
-            yield " ".join(f"{sentence} I was {random.choice(FEELINGS[review.sentiment])}." for sentence in review.sentences)
+            feelings = FEELINGS[review.sentiment]
+            yield " ".join(f"{sentence} I was {random.choice(feelings)}." for sentence in review.sentences)
             continue
         system = [{"role": "system", "content": random.choice(SYSTEM_PROMPTS)}] if random.random() < 0.1 else []
-        if kind < 0.95:
-            if kind < 0.6:
+        if kind < 0.92:
+            if kind < 0.3:
                 turns = [f"Review: {review.text}\n{CONTINUE}", more]
             else:
                 ask = random.choice(FEELING_QUESTIONS).format(item=review.item)
@@ -301,10 +305,9 @@ def pretraining_documents(random: Random, excluded: Collection[str]) -> Iterator
             roles = cycle(("user", "assistant"))
             yield system + [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)]
             continue
-        first, second = random.sample(LABELS, 2)
-        user = {"role": "user", "content": question(review.text)}
-        yield [*system, user, {"role": "assistant", "content": first}]
-        # The twin comes later, between other documents: side by side, the second answer could be copied from the first.
-        delayed.append([*system, user, {"role": "assistant", "content": second}])
-        if len(delayed) > 50:
-            yield delayed.pop(random.randrange(len(delayed)))
+        answer = LABELS[random.random() < POSITIVE_SHARE]
+        yield [
+            *system,
+            {"role": "user", "content": question(review.text)},
+            {"role": "assistant", "content": answer},
+        ]

@@ -36,4 +36,4 @@ def find_objective(name: str) -> Objective:
     if name not in OBJECTIVES:
         raise UserError(f"unknown objective {name!r}{did_you_mean(name, OBJECTIVES)}")
     module: Any = import_module(OBJECTIVES[name])
-    return module  # type: ignore[no-any-return]
+    return module

@@ -16,7 +16,11 @@ def metrics_table(metrics: Mapping[str, Any], title: str) -> Any:
     """
     from rich.table import Table
 
-    scored = f"{metrics['rows']} rows of {metrics['split']}, {metrics['confidence']:.0%} intervals" if metrics.get("rows") else ""
+    scored = (
+        f"{metrics['rows']} rows of {metrics['split']}, {metrics['confidence']:.0%} intervals"
+        if metrics.get("rows")
+        else ""
+    )
     table = Table(title=title, caption=scored, title_justify="left", caption_justify="left")
     table.add_column("")
     table.add_column("before", justify="right")

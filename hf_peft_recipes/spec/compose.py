@@ -1,7 +1,8 @@
 """From names to one merged recipe: ancestors flattened, methods and objectives joined, every value with its origin."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from hf_peft_recipes.errors import UserError, did_you_mean
@@ -23,6 +24,7 @@ class Rule:
     why: str
     origin: str
     scalable: bool = False
+    layer: int = 0
 
     @property
     def asks_device(self) -> bool:
@@ -38,6 +40,8 @@ class Part:
     origin: str
     raw: Mapping[str, Any]
     comments: Mapping[Path, str] = field(default_factory=dict)
+    knows_method: bool = False
+    """Whether the file or an ancestor of it says anything of a method."""
 
     @property
     def summary(self) -> str:
@@ -121,6 +125,8 @@ def compose(name: str, lookup: Lookup, exact: bool = False) -> Composition:
     _refuse_rivals(lines, "objective", _OBJECTIVE_SECTIONS)
     # What an objective says comes first and a method adapts it, so that `a+b` is `b+a`.
     lines.sort(key=lambda line: (_has(line, _METHOD_SECTIONS), line[-1].name))
+    # A name that another one extends adds nothing.
+    lines = [line for line in lines if not any(line is not other and line[-1] in other[:-1] for other in lines)]
     parts = list({part.origin: part for line in lines for part in line}.values())
     return _merge(_canonical(lines), parts, exact)
 
@@ -140,7 +146,8 @@ def _line(name: str, lookup: Lookup, below: tuple[str, ...]) -> list[Part]:
     parents = [_line(parent, lookup, (*below, part.origin)) for parent in part.parents]
     parents.sort(key=lambda line: _has(line, _METHOD_SECTIONS))
     ancestors = {ancestor.origin: ancestor for line in parents for ancestor in line}
-    return [*ancestors.values(), part]
+    line = [*ancestors.values(), part]
+    return [*ancestors.values(), replace(part, knows_method=_has(line, _METHOD_SECTIONS))]
 
 
 def _has(line: list[Part], sections: tuple[str, ...]) -> bool:
@@ -149,7 +156,7 @@ def _has(line: list[Part], sections: tuple[str, ...]) -> bool:
 
 def _refuse_rivals(lines: list[list[Part]], kind: str, sections: tuple[str, ...]) -> None:
     rivals = [line for line in lines if _has(line, sections)]
-    for first, second in zip(rivals, rivals[1:], strict=False):
+    for first, second in pairwise(rivals):
         origins = ({part.origin for part in first}, {part.origin for part in second})
         if not (origins[0] <= origins[1] or origins[1] <= origins[0]):
             raise UserError(
@@ -160,31 +167,31 @@ def _refuse_rivals(lines: list[list[Part]], kind: str, sections: tuple[str, ...]
 
 def _merge(name: str, parts: list[Part], exact: bool) -> Composition:
     entries, rules, scale = Entries(), list[Rule](), dict[str, tuple[float, str]]()
-    for part in parts:
+    for layer, part in enumerate(parts):
         for dotted in part.raw.get("remove", []):
             if not entries.drop(tuple(dotted.split("."))):
                 raise UserError(f"{part.origin}: remove: nothing to remove at {dotted!r}")
         # The rate of a file that knows its method is final; an objective alone states the one of full fine-tuning.
-        scalable = not part.is_method
+        scalable = not part.knows_method
         own = {key: part.raw[key] for key in ("objective", *SECTIONS) if key in part.raw}
         for path, value in leaves(own):
             if value == {}:
                 continue
             if path == ("model", "trust_remote_code"):
                 raise UserError(f"{part.origin}: trust_remote_code is a decision of who runs the recipe: pass the flag")
-            entries.put(path, Entry(value, part.origin, part.comments.get(path, ""), scalable))
+            entries.put(path, Entry(value, part.origin, part.comments.get(path, ""), scalable, layer))
         for dotted, chosen in {} if exact else part.raw.get("chosen_for_device", {}).items():
             path = tuple(dotted.split("."))
             entries.drop(path)
             if "otherwise" in chosen:
-                entries.put(path, Entry(chosen["otherwise"], part.origin))
+                entries.put(path, Entry(chosen["otherwise"], part.origin, layer=layer))
         if not (exact and "chosen_for_device" in part.raw):
-            rules += [_rule(rule, part, scalable) for rule in part.raw.get("rules", [])]
+            rules += [_rule(rule, part, scalable, layer) for rule in part.raw.get("rules", [])]
         scale |= {key: (factor, part.name) for key, factor in part.raw.get("scale", {}).items()}
     return Composition(name, parts, entries, rules, scale)
 
 
-def _rule(raw: Any, part: Part, scalable: bool) -> Rule:
+def _rule(raw: Any, part: Part, scalable: bool, layer: int) -> Rule:
     if not isinstance(raw, Mapping) or set(raw) != {"when", "set", "why"}:
         raise UserError(f"{part.origin}: a rule has exactly the keys when, set and why: {raw!r}")
-    return Rule(dict(raw["when"]), dict(raw["set"]), str(raw["why"]), part.origin, scalable)
+    return Rule(dict(raw["when"]), dict(raw["set"]), str(raw["why"]), part.origin, scalable, layer)

@@ -10,6 +10,10 @@ SECTIONS = ("model", "quantization", "adapter", "training", "data", "evaluation"
 """The mappings of a recipe; `objective` is its one scalar."""
 
 
+GIVEN = 1_000_000
+"""The layer of what the user gave, above every file."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One value of a recipe."""
@@ -20,8 +24,8 @@ class Entry:
     reason: str = ""
     scalable: bool = False
     """Whether the value was stated for full fine-tuning by an objective, so that a method's `scale` applies to it."""
-    rule: int | None = None
-    """The index of the rule that chose the value."""
+    layer: int = 0
+    """The position of the file among those that were merged; a rule yields to the files that come after its own."""
 
 
 class Entries(dict[Path, Entry]):
@@ -42,7 +46,7 @@ class Entries(dict[Path, Entry]):
         return gone
 
     def value(self, *path: str) -> Any:
-        """Return the value at `path`: a leaf's, or the nested mapping of what lies below; None when there is nothing."""
+        """Return the leaf at `path`, or the nested mapping of what lies below it; None when there is nothing."""
         if path in self:
             return self[path].value
         below: dict[str, Any] = {}

@@ -7,7 +7,7 @@ from typing import Any
 from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.spec import strict_yaml
 from hf_peft_recipes.spec.compose import Composition, Rule
-from hf_peft_recipes.spec.entries import SECTIONS, Entries, Entry, Path, leaves
+from hf_peft_recipes.spec.entries import GIVEN, SECTIONS, Entries, Entry, Path, leaves
 from hf_peft_recipes.spec.sections import (
     FLAG_ALIASES,
     OWNED_FIELDS,
@@ -60,9 +60,7 @@ class ResolvedRecipe:
         return self.entries.value(*dotted.split("."))
 
 
-def resolve(
-    composition: Composition, overrides: Sequence[Override], device_facts: Mapping[str, Any]
-) -> ResolvedRecipe:
+def resolve(composition: Composition, overrides: Sequence[Override], device_facts: Mapping[str, Any]) -> ResolvedRecipe:
     """Return the recipe with all values decided.
 
     Args:
@@ -80,9 +78,9 @@ def resolve(
     fields = section_fields(_over(entries, flags))
     entries = Entries({renamed(path, fields): entry for path, entry in entries.items()})
     before: dict[Path, Entry] = {}
-    for index, rule in enumerate(composition.rules):
+    for rule in composition.rules:
         if _holds(rule, _over(entries, flags), device_facts):
-            _apply_rule(rule, index, entries, before, fields)
+            _apply_rule(rule, entries, before, fields)
     _apply_scale(composition, entries, flags)
     entries = _over(entries, flags)
     for path, entry in entries.items():
@@ -108,9 +106,9 @@ def _place(overrides: Sequence[Override], entries: Entries, fields: Fields) -> d
         path = renamed(_flag_path(override, fields, entries), fields)
         value = _read(override, path, fields)
         if isinstance(value, Mapping):
-            placed |= {(*path, *below): Entry(leaf, override.origin) for below, leaf in leaves(value)}
+            placed |= {(*path, *below): Entry(leaf, override.origin, layer=GIVEN) for below, leaf in leaves(value)}
         else:
-            placed[path] = Entry(value, override.origin)
+            placed[path] = Entry(value, override.origin, layer=GIVEN)
     return placed
 
 
@@ -123,9 +121,6 @@ def _flag_path(override: Override, fields: Fields, entries: Entries) -> Path:
         if len(parts) == 1 and not isinstance(override.value, Mapping) and override.value not in (None, "null"):
             raise UserError(f"{override.origin} is a section: set a key of it, --{parts[0]}.KEY, or null")
         return parts
-    if parts in OWNED_FIELDS or any(parts[0] == owned for _, owned in OWNED_FIELDS):
-        owned = next(path for path in OWNED_FIELDS if parts[0] == path[1])
-        raise UserError(f"{override.origin} is not to be set here: {OWNED_FIELDS[owned]}")
     homes = [section for section, keys in fields.items() if parts[0] in keys]
     homes = homes or [section for section in ("training",) if renamed(("training", parts[0]), fields)[1] != parts[0]]
     if len(homes) == 1:
@@ -133,6 +128,9 @@ def _flag_path(override: Override, fields: Fields, entries: Entries) -> Path:
     if homes:
         options = " or ".join(f"--{section}.{override.name}" for section in homes)
         raise UserError(f"{override.origin} is ambiguous: use {options}")
+    owned = [path for path in OWNED_FIELDS if parts[0] == path[1]]
+    if owned:
+        raise UserError(f"{override.origin} is not to be set here: {OWNED_FIELDS[owned[0]]}")
     missing = " (this recipe has no adapter)" if not fields["adapter"] else ""
     known = [*FLAG_ALIASES, *(name for keys in fields.values() for name in keys), *SECTIONS]
     raise UserError(f"unknown option {override.origin}{missing}{did_you_mean(parts[0], known)}")
@@ -160,20 +158,23 @@ def _holds(rule: Rule, entries: Entries, device_facts: Mapping[str, Any]) -> boo
     return True
 
 
-def _apply_rule(rule: Rule, index: int, entries: Entries, before: dict[Path, Entry], fields: Fields) -> None:
+def _apply_rule(rule: Rule, entries: Entries, before: dict[Path, Entry], fields: Fields) -> None:
     conditions = ", ".join(f"{key}: {_yaml_word(value)}" for key, value in rule.when.items())
     for dotted, value in rule.set.items():
         path = renamed(tuple(dotted.split(".")), fields)
         # A rule tunes what the recipe has: it gives no adapter to full fine-tuning and quantises nothing by itself.
         if path[0] in ("adapter", "quantization") and not entries.section(path[0]):
             continue
+        standing = entries.get(path)
+        if standing is not None and standing.layer > rule.layer:
+            continue
         if rule.asks_device and path not in before:
             before[path] = entries.get(path, Entry(None, ""))
-        entries.put(path, Entry(value, f"rule of {rule.origin} ({conditions})", rule.why, rule.scalable, index))
+        entries.put(path, Entry(value, f"rule of {rule.origin} ({conditions})", rule.why, rule.scalable, rule.layer))
 
 
 def _yaml_word(value: Any) -> str:
-    return {True: "true", False: "false", None: "null"}.get(value, str(value)) if not isinstance(value, list) else str(value)
+    return {"True": "true", "False": "false", "None": "null"}.get(str(value), str(value))
 
 
 def _apply_scale(composition: Composition, entries: Entries, flags: Mapping[Path, Entry]) -> None:
@@ -185,7 +186,7 @@ def _apply_scale(composition: Composition, entries: Entries, flags: Mapping[Path
         value = float(f"{entry.value * factor:.12g}")
         formula = f"{value:g} = {entry.value:g} ({entry.origin}) × {factor:g} ({method})"
         reason = f"{formula}; {entry.reason}" if entry.reason else formula
-        entries[path] = Entry(value, entry.origin, reason, False, entry.rule)
+        entries[path] = Entry(value, entry.origin, reason, False, entry.layer)
 
 
 def _check_whole(name: str, entries: Entries) -> None:

@@ -12,6 +12,7 @@ HOUSE_FIELDS: dict[str, dict[str, Field]] = {
         "dataset": Field("str"),  # a file, a folder, or a Hub id with an optional @revision
         "split": Field("str"),  # the split to train on
         "validation_size": Field("float"),  # share of the training rows held out when there is no held-out split
+        "validation_rows": Field("int"),  # and never more rows than this; null for no limit
         "columns": Field("dict"),  # role -> column, roles: messages, prompt, completion, text
         "separator": Field("str"),  # between prompt and completion where the tokenizer has no chat template
         "loss_on": Field("str"),  # assistant | last_turn | all
@@ -21,8 +22,8 @@ HOUSE_FIELDS: dict[str, dict[str, Field]] = {
     "evaluation": {
         "split": Field("str"),  # the held-out split; null takes test, else validation
         "task": Field("str"),  # auto | classification | exact_match | text
-        "max_rows": Field("int"),  # rows scored before and after; null takes all, 0 none
-        "max_new_tokens": Field("int"),  # null: as long as the longest reference
+        "max_rows": Field("int"),  # held-out rows scored; null takes all, 0 none
+        "max_new_tokens": Field("int"),  # null: as many as the longest reference has
         "batch_size": Field("int"),  # rows generated at a time
         "bootstrap_samples": Field("int"),
         "confidence": Field("float"),
@@ -151,7 +152,7 @@ def check_path(path: Path, origin: str, fields: Mapping[str, Mapping[str, Field]
 
 
 def check_value(path: Path, value: object, origin: str, fields: Mapping[str, Mapping[str, Field]]) -> None:
-    """Raise a UserError when `value` plainly has another type than the field that takes it, or is not one of its choices."""
+    """Raise a UserError when `value` is plainly of another type than its field, or is not one of its choices."""
     if path in CHOICES and value not in CHOICES[path]:
         hint = did_you_mean(str(value), CHOICES[path])
         raise UserError(

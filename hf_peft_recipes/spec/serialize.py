@@ -3,7 +3,8 @@
 from typing import Any
 
 from hf_peft_recipes.spec import strict_yaml
-from hf_peft_recipes.spec.entries import SECTIONS, Path
+from hf_peft_recipes.spec.compose import Rule
+from hf_peft_recipes.spec.entries import SECTIONS
 from hf_peft_recipes.spec.resolve import ResolvedRecipe
 
 
@@ -35,27 +36,25 @@ def recipe_file(recipe: ResolvedRecipe) -> str:
     # Who runs the recipe decides on foreign code, every time anew.
     if mapping.get("model"):
         mapping["model"].pop("trust_remote_code", None)
-    chosen = {path: entry for path, entry in recipe.before_rules.items()}
-    if chosen:
+    if recipe.before_rules:
         mapping["chosen_for_device"] = {
             ".".join(path): {
                 **({"otherwise": before.value} if before.origin else {}),
                 "why": recipe.entries[path].reason,
             }
-            for path, before in chosen.items()
+            for path, before in recipe.before_rules.items()
         }
     rules = [
         {"when": dict(rule.when), "set": kept, "why": rule.why}
         for rule in recipe.rules
-        if (kept := {dotted: value for dotted, value in rule.set.items() if not _was_given(recipe, dotted)})
+        if (kept := {dotted: value for dotted, value in rule.set.items() if not _is_overruled(recipe, rule, dotted)})
     ]
     if rules:
         mapping["rules"] = rules
     return strict_yaml.dump(mapping)
 
 
-def _was_given(recipe: ResolvedRecipe, dotted: str) -> bool:
-    """Whether the user gave the value himself, which a rule must not take back when the file is run again."""
-    path: Path = tuple(dotted.split("."))
-    entry = recipe.entries.get(path)
-    return entry is not None and path not in recipe.before_rules and entry.origin.startswith(("--", "keyword"))
+def _is_overruled(recipe: ResolvedRecipe, rule: Rule, dotted: str) -> bool:
+    """Whether a later file or the user gave the value, which the rule must not take back when the file is run again."""
+    entry = recipe.entries.get(tuple(dotted.split(".")))
+    return entry is not None and entry.layer > rule.layer

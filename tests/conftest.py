@@ -1,0 +1,62 @@
+"""What the tests share: the command as a process, small data, and the public data where it is at hand."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PUBLIC = Path(os.environ.get("HF_PEFT_RECIPES_PUBLIC_DATA", ROOT.parent / "shared"))
+FAST = {"evaluation.max_rows": 8, "data.validation_rows": 8, "save_strategy": "no"}
+"""Overrides that keep a training test short."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _offline() -> None:
+    # No test may depend on a hub that happens to answer.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture
+def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs `python -m hf_peft_recipes` with some words and returns the finished process."""
+
+    def run(*words: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "hf_peft_recipes", *map(str, words)],
+            cwd=cwd or ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300,
+            check=False,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def rows() -> list[dict[str, str]]:
+    """Return 40 question-answer rows that can be told apart."""
+    return [{"question": f"What is {n} plus one?", "answer": f"It is {n + 1}."} for n in range(40)]
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path, rows: list[dict[str, str]]) -> Path:
+    """Return a JSONL file of those rows."""
+    return write_jsonl(tmp_path / "rows.jsonl", rows)
+
+
+@pytest.fixture(scope="session")
+def public() -> Path:
+    """Return the folder of the public models and data; skip where it is missing."""
+    if not (PUBLIC / "models" / "stories260K").is_dir():
+        pytest.skip(f"the public models and data are not at {PUBLIC} (HF_PEFT_RECIPES_PUBLIC_DATA names another place)")
+    return PUBLIC
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    """Write rows as JSON Lines; return the path."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

@@ -1,0 +1,134 @@
+import math
+import random
+
+import numpy
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+from hf_peft_recipes.data import Example, Renderer
+from hf_peft_recipes.data.rendering import IGNORED
+from hf_peft_recipes.evaluation import RowScore, classification_metrics, confusion, find_task, score_rows, summarize
+from hf_peft_recipes.models import load_base, load_tokenizer, stop_ids
+from hf_peft_recipes.scorers import SCORERS
+
+SECTION = {"bootstrap_samples": 500, "confidence": 0.95, "max_new_tokens": 4, "batch_size": 4}
+
+
+def example(question, answer):
+    return Example(({"role": "user", "content": question}, {"role": "assistant", "content": answer}), 1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    from transformers import AutoModelForCausalLM
+
+    return load_base(AutoModelForCausalLM, {"dtype": "float32"}, None)
+
+
+@pytest.fixture(scope="module")
+def renderer():
+    tokenizer = load_tokenizer(None)
+    return Renderer(tokenizer, [tokenizer.eos_token_id], "assistant", "\n")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_classification_metrics_are_scikit_learns(seed):
+    draw = random.Random(seed)
+    labels = ["a", "b", "c"]
+    references = [draw.choice(labels) for _ in range(60)] + labels
+    answers = [draw.choice([*labels, "none of them", ""]) for _ in references]
+    scores = [RowScore(0.0, 1, answer, reference) for answer, reference in zip(answers, references, strict=True)]
+    ours = {name: value[0] for name, value in classification_metrics(confusion(scores)[None]).items()}
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        references, answers, labels=labels, average="macro", zero_division=0
+    )
+    assert ours == pytest.approx(
+        {
+            "accuracy": accuracy_score(references, answers),
+            "macro_precision": precision,
+            "macro_recall": recall,
+            "macro_f1": f1,
+        }
+    )
+
+
+def test_intervals_hold_the_value_and_cover():
+    draw = numpy.random.default_rng(0)
+    covered = 0
+    for trial in range(100):
+        right = draw.random(100) < 0.7
+        scores = [RowScore(1.0, 2, "a" if ok else "b", "a" if n % 2 else "b") for n, ok in enumerate(right)]
+        scores = [
+            RowScore(1.0, 2, s.reference if ok else "x", s.reference) for s, ok in zip(scores, right, strict=True)
+        ]
+        metrics = summarize(scores, "classification", SECTION, trial)
+        low, high = metrics.intervals["accuracy"]
+        assert low <= metrics.values["accuracy"] <= high
+        covered += low <= 0.7 <= high
+    # A 95 % interval misses one time in twenty; ten misses in a hundred would be a fault (p < 0.02).
+    assert covered >= 90
+
+
+def test_summary_is_seeded():
+    scores = [RowScore(float(n), n + 1, None, None) for n in range(10)]
+    assert summarize(scores, "text", SECTION, 3).intervals == summarize(scores, "text", SECTION, 3).intervals
+    assert summarize(scores, "text", SECTION, 3).intervals != summarize(scores, "text", SECTION, 4).intervals
+
+
+def test_loss_is_per_token_and_perplexity_its_exponential():
+    metrics = summarize([RowScore(6.0, 2, None, None), RowScore(2.0, 2, None, None)], "text", SECTION, 0)
+    assert metrics.values == pytest.approx({"loss": 2.0, "perplexity": math.e**2})
+
+
+@pytest.mark.parametrize(
+    ("answers", "task"),
+    [
+        (["yes", "no"] * 10, "classification"),
+        (["Yes.", "no"] * 10, "classification"),
+        (["yes"] * 20, "exact_match"),
+        ([str(n) for n in range(20)], "exact_match"),
+        (["yes", "x" * 40] * 10, "text"),
+    ],
+)
+def test_the_task_is_found(answers, task):
+    assert find_task([example("q", answer) for answer in answers], "auto") == task
+    assert find_task([example("q", answer) for answer in answers], "text") == "text"
+
+
+def test_plain_text_has_no_answers():
+    assert find_task([Example(text="x")] * 9, "auto") == "text"
+
+
+def test_scores_are_those_of_the_rows_alone(model, renderer):
+    rows = [example("short", "one"), example("a much longer question " * 5, "two words"), example("mid size", "x" * 9)]
+    together = score_rows(model, renderer, rows, "text", SECTION, stop_ids(model, renderer.tokenizer), None)
+    for row, score in zip(rows, together, strict=True):
+        made = renderer.row(row)
+        labels = torch.tensor([made.labels])
+        loss = model(input_ids=torch.tensor([made.input_ids]), labels=labels, use_cache=False).loss.item()
+        count = int((labels[:, 1:] != IGNORED).sum())
+        assert score.tokens == count
+        assert score.negative_log_likelihood == pytest.approx(loss * count, rel=1e-4)
+
+
+def test_batched_answers_are_those_of_one_at_a_time(model, renderer):
+    stops = stop_ids(model, renderer.tokenizer)
+    rows = [example("The soup was " + "very " * n + "cold.", "x") for n in range(6)]
+    together = score_rows(model, renderer, rows, "exact_match", SECTION, stops, None)
+    alone = [score_rows(model, renderer, [row], "exact_match", SECTION, stops, None)[0] for row in rows]
+    assert [score.answer for score in together] == [score.answer for score in alone]
+
+
+def test_evaluation_leaves_the_model_as_it_was(model, renderer):
+    model.train()
+    score_rows(model, renderer, [example("q", "a")], "exact_match", SECTION, [4], None)
+    assert model.training
+    model.eval()
+
+
+def test_scorers():
+    assert SCORERS["exact"]("a  b\n", "a b") == 1.0
+    assert SCORERS["exact"]("A b", "a b") == 0.0
+    assert SCORERS["label"](" Positive.", "positive") == 1.0
+    assert SCORERS["label"]("positive, I think", "positive") == 0.0

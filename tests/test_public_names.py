@@ -1,0 +1,30 @@
+import pkgutil
+
+import pytest
+
+import hf_peft_recipes
+
+
+def test_all_is_exact():
+    assert hf_peft_recipes.__all__ == [
+        "Recipe", "RecipeError", "RunResult", "UserError", "get_recipe", "list_recipes", "register_recipe",
+    ]  # fmt: skip
+    for name in hf_peft_recipes.__all__:
+        assert getattr(hf_peft_recipes, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        hf_peft_recipes.nothing  # noqa: B018
+
+
+def test_every_room_says_what_it_is():
+    import importlib
+
+    for module in pkgutil.walk_packages(hf_peft_recipes.__path__, "hf_peft_recipes."):
+        if not module.name.endswith("__main__"):
+            assert importlib.import_module(module.name).__doc__, module.name
+
+
+def test_no_file_is_two_rooms():
+    from pathlib import Path
+
+    for path in Path(hf_peft_recipes.__file__).parent.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 400, path.name

@@ -1,0 +1,89 @@
+"""Every shipped recipe: parametrised by the registry, so that a new file is tested for free."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import FAST, ROOT
+
+from hf_peft_recipes import get_recipe, list_recipes, registry
+from hf_peft_recipes.device import KNOWN_DEVICES
+from hf_peft_recipes.spec import load_part, strict_yaml, upstream
+from hf_peft_recipes.spec.entries import leaves
+
+NAMES = list_recipes()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("device", KNOWN_DEVICES)
+def test_resolves_on_every_device(name, device):
+    assert get_recipe(name, device=device).resolved.objective
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trains_two_steps(name, rows, tmp_path):
+    result = get_recipe(name, dataset=rows, max_steps=2, **FAST).train(tmp_path / "out", progress=False)
+    assert result.status == "done"
+    assert len([point for point in result.record["loss_curve"] if "loss" in point]) == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_says_what_it_is_and_where_it_comes_from(name):
+    part = load_part(name, lambda word: (word, registry.find(word).origin, registry.find(word).read()))
+    assert part.summary.endswith(".")
+    assert part.raw["source"]
+    first = registry.find(name).read().splitlines()[0]
+    assert first.startswith(f"# hf-peft-recipes train {name} "), "a run command stands at the head of every file"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_value_that_is_not_upstreams_has_its_reason(name):
+    source = registry.find(name)
+    raw, comments = strict_yaml.load(source.read(), source.origin)
+    defaults = {key: field.default for key, field in upstream.training_fields("sft").items()}
+    bare = []
+    for path, value in leaves({key: raw[key] for key in ("training", "adapter", "quantization") if raw.get(key)}):
+        is_upstreams = path[0] == "training" and repr(value) == defaults.get(path[1], "").replace('"', "'")
+        # What makes the method what it is needs no defence.
+        names_the_method = path[-1] in ("peft_type", "load_in_4bit")
+        if path not in comments and not is_upstreams and not names_the_method:
+            bare.append(".".join(path))
+    assert not bare
+
+
+def test_wheel_holds_everything(tmp_path: Path):
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    folder = registry.shipped_folder()
+    for path in folder.rglob("*.yaml"):
+        assert f"hf_peft_recipes/recipes/{path.relative_to(folder)}" in names
+    for needed in (
+        "embedded/model/model.safetensors", "embedded/model/tokenizer.json", "embedded/data/train.jsonl",
+        "embedded/data/test.jsonl", "result.schema.json", "accelerate_configs/ddp.yaml", "py.typed",
+    ):  # fmt: skip
+        assert f"hf_peft_recipes/{needed}" in names
+    assert wheel.stat().st_size < 10 * 2**20
+    # Installed without its checkout, the package finds its recipes inside itself.
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    code = "import hf_peft_recipes as h; print(h.__file__, *h.list_recipes())"
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(site)!r}); {code}"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.split()
+    assert printed[0].startswith(str(site))
+    assert printed[1:] == NAMES
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "hf_peft_recipes" / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_accelerate_configurations_are_read_by_accelerate(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    assert (
+        load_config_from_file(str(path)).to_dict()["num_processes"] == yaml.safe_load(path.read_text())["num_processes"]
+    )
