@@ -1,7 +1,7 @@
 """What a Python user holds: recipes by name, and the results of their runs."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,12 @@ def resolve_recipe(
         device = detect_device()
     elif isinstance(device, str):
         device = named_device(device)
-    return Recipe(resolve(compose(name, _lookup, exact), overrides, device.facts()), dict(objects or {}))
+    composition, given = compose(name, _lookup, exact), tuple(overrides)
+
+    def decide(demo: bool) -> ResolvedRecipe:
+        return resolve(composition, given, {**device.facts(), "run.demo": demo})
+
+    return Recipe(decide(False), dict(objects or {}), decide)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ class Recipe:
     resolved: ResolvedRecipe
     objects: Mapping[str, Any]
     """What the caller passed in place of names: model, tokenizer, dataset, callbacks."""
+    decide: Callable[[bool], ResolvedRecipe] = field(repr=False, compare=False)
+    """Resolves the recipe anew, for the embedded demo or not."""
 
     @property
     def name(self) -> str:
@@ -99,14 +106,14 @@ class Recipe:
         """
         from hf_peft_recipes.preflight import examine
 
-        request = self._request(output_dir, command="build_trainer")
-        examined = examine(self.resolved, request)
+        request, resolved = self._request(output_dir, command="build_trainer"), self._for_run()
+        examined = examine(resolved, request)
         from hf_peft_recipes.upstream_noise import quiet
 
         with quiet():
             from hf_peft_recipes.runner import prepare
 
-            return prepare(self.resolved, request, examined).trainer
+            return prepare(resolved, request, examined).trainer
 
     def train(
         self,
@@ -139,15 +146,22 @@ class Recipe:
         request = self._request(
             output_dir, told, overwrite=overwrite, resume=resume, dry_run=dry_run, progress=progress
         )
-        examined = examine(self.resolved, request)
+        resolved = self._for_run()
+        examined = examine(resolved, request)
         from hf_peft_recipes.upstream_noise import quiet
 
         with quiet():
             # Imported once the cheap checks are through: it brings torch and everything else along.
             from hf_peft_recipes.runner import run
 
-            record = run(self.resolved, request, examined)
+            record = run(resolved, request, examined)
         return RunResult(examined.output_dir, record)
+
+    def _for_run(self) -> ResolvedRecipe:
+        """Return the recipe for training: with neither model nor data, that of the embedded demo."""
+        named = [self.resolved.value("model.name_or_path"), self.resolved.value("data.dataset")]
+        given = [self.objects.get("model"), self.objects.get("dataset")]
+        return self.decide(all(value is None for value in [*named, *given]))
 
     def _request(self, output_dir: str | Path | None, command: str, **options: Any) -> "RunRequest":
         from hf_peft_recipes.preflight import RunRequest

@@ -44,7 +44,7 @@ class Metrics:
     """Metric names to values, and to the interval in which the value lies."""
 
     values: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
+    intervals: dict[str, list[float]]
     examples: list[dict[str, str | None]]
     """A few answers beside their references."""
 
@@ -142,7 +142,7 @@ def summarize(scores: Sequence[RowScore], task: str, section: Mapping[str, Any],
         drawn = random.multinomial(len(scores), table.ravel() / table.sum(), size=samples)
         resampled |= classification_metrics(drawn.reshape(samples, *table.shape))
     intervals = {
-        name: (float(numpy.quantile(draws, tail)), float(numpy.quantile(draws, 1 - tail)))
+        name: [float(numpy.quantile(draws, tail)), float(numpy.quantile(draws, 1 - tail))]
         for name, draws in resampled.items()
     }
     examples = [{"answer": score.answer, "reference": score.reference} for score in scores[:5]]

@@ -10,7 +10,7 @@ from typing import Any
 from hf_peft_recipes import launching, models
 from hf_peft_recipes.data.preparation import Examples, read_examples
 from hf_peft_recipes.errors import UserError
-from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE
+from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE, read_result
 from hf_peft_recipes.spec import ResolvedRecipe
 
 _RUN_FILES = (RECIPE_FILE, RESULT_FILE, "adapter_config.json", "config.json", "trainer_state.json")
@@ -95,6 +95,8 @@ def _check_folder(folder: Path, request: RunRequest) -> None:
         raise UserError(f"output folder {str(folder)!r} is a file")
     if request.resume:
         last_checkpoint(folder)
+        if (folder / RESULT_FILE).is_file() and read_result(folder)["status"] == "done":
+            raise UserError(f"--resume: the run in {str(folder)!r} is done")
         return
     in_use = [name for name in _RUN_FILES if (folder / name).exists()]
     in_use += [path.name for path in folder.glob("checkpoint-*")] if folder.is_dir() else []

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = Path(os.environ.get("HF_PEFT_RECIPES_PUBLIC_DATA", ROOT.parent / "shared"))
-FAST = {"evaluation.max_rows": 8, "data.validation_rows": 8, "save_strategy": "no"}
+FAST = {"evaluation.max_rows": 16, "data.validation_rows": 8, "eval_strategy": "no", "save_strategy": "no"}
 """Overrides that keep a training test short."""
 
 

@@ -99,6 +99,14 @@ def test_rules_choose_by_device_with_a_reason():
     assert get_recipe("lora", device="T4").resolved.value("training.fp16") is True
 
 
+def test_the_demo_has_its_own_values_and_show_does_not_tell_of_them():
+    recipe = get_recipe("lora", device="cpu")
+    assert recipe.resolved.value("training.learning_rate") == 2e-4
+    demo = recipe.decide(True)
+    assert demo.value("training.learning_rate") == 4e-3
+    assert demo.value("training.gradient_accumulation_steps") == 4
+
+
 def test_effective_batch_is_the_same_on_every_device():
     for device in KNOWN_DEVICES.values():
         training = get_recipe("lora", device=device).resolved.section("training")
@@ -225,7 +233,7 @@ def test_a_written_recipe_chooses_again_on_other_hardware_unless_exact(write):
 
 
 def test_resolution_is_pure():
-    facts = replace(named_device("H100"), bf16=False).facts()
+    facts = {**replace(named_device("H100"), bf16=False).facts(), "run.demo": False}
     files = {"a": ("a", "a", "objective: sft\nadapter: {peft_type: LORA}\n")}
     first, second = (resolve(compose("a", files.__getitem__), [], facts) for _ in range(2))
     assert first == second

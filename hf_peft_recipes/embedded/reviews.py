@@ -13,8 +13,8 @@ from random import Random
 LABELS = ("negative", "positive")
 QUESTION = "Is this review positive or negative?"
 CONTINUE = "Write one more sentence for this review."
-# Share of "positive" among the random answers of the pretraining text. At one half, the greedy answers of the model would
-# hang on rounding; below it they are all "negative", which is right for half of any balanced split.
+# Share of "positive" among the random answers of the pretraining text. At one half, the greedy answers of the model
+# would hang on rounding; below it they are all "negative", which is right for half of any balanced split.
 POSITIVE_SHARE = 0.4
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "Answer briefly.", "You read reviews.")
 

@@ -40,7 +40,6 @@ class ResolvedRecipe:
     name: str
     summary: str
     entries: Entries
-    device_facts: Mapping[str, Any]
     rules: tuple[Rule, ...] = ()
     """The rules that ask for the device, for the recipe file of the run."""
     before_rules: Mapping[Path, Entry] = field(default_factory=dict)
@@ -60,13 +59,13 @@ class ResolvedRecipe:
         return self.entries.value(*dotted.split("."))
 
 
-def resolve(composition: Composition, overrides: Sequence[Override], device_facts: Mapping[str, Any]) -> ResolvedRecipe:
+def resolve(composition: Composition, overrides: Sequence[Override], facts: Mapping[str, Any]) -> ResolvedRecipe:
     """Return the recipe with all values decided.
 
     Args:
         composition: the merged recipe files.
         overrides: what the user gave, later ones over earlier ones.
-        device_facts: `{"device.kind": …}`, matched by the rules; the hardware is never asked for here.
+        facts: `{"device.kind": …, "run.demo": …}`, matched by the rules; the hardware is never asked for here.
 
     Raises:
         UserError: an unknown key or a value of another type, with where it came from and the nearest right name.
@@ -79,7 +78,7 @@ def resolve(composition: Composition, overrides: Sequence[Override], device_fact
     entries = Entries({renamed(path, fields): entry for path, entry in entries.items()})
     before: dict[Path, Entry] = {}
     for rule in composition.rules:
-        if _holds(rule, _over(entries, flags), device_facts):
+        if _holds(rule, _over(entries, flags), facts):
             _apply_rule(rule, entries, before, fields)
     _apply_scale(composition, entries, flags)
     entries = _over(entries, flags)
@@ -89,7 +88,7 @@ def resolve(composition: Composition, overrides: Sequence[Override], device_fact
     _check_whole(composition.name, entries)
     chosen = {path: entry for path, entry in before.items() if path not in flags}
     rules = tuple(rule for rule in composition.rules if rule.asks_device)
-    return ResolvedRecipe(composition.name, composition.summary, entries, device_facts, rules, chosen)
+    return ResolvedRecipe(composition.name, composition.summary, entries, rules, chosen)
 
 
 def _over(entries: Entries, flags: Mapping[Path, Entry]) -> Entries:
@@ -148,11 +147,11 @@ def _read(override: Override, path: Path, fields: Fields) -> Any:
     return strict_yaml.load_scalar(override.value)
 
 
-def _holds(rule: Rule, entries: Entries, device_facts: Mapping[str, Any]) -> bool:
+def _holds(rule: Rule, entries: Entries, facts: Mapping[str, Any]) -> bool:
     for key, wanted in rule.when.items():
-        if key.startswith("device.") and key not in device_facts:
-            raise UserError(f"{rule.origin}: rule on unknown fact {key!r}{did_you_mean(key, device_facts)}")
-        found = device_facts[key] if key in device_facts else entries.value(*key.split("."))
+        if key.split(".")[0] not in SECTIONS and key not in facts:
+            raise UserError(f"{rule.origin}: rule on unknown fact {key!r}{did_you_mean(key, facts)}")
+        found = facts[key] if key in facts else entries.value(*key.split("."))
         if found not in wanted if isinstance(wanted, list) else found != wanted:
             return False
     return True
@@ -168,9 +167,13 @@ def _apply_rule(rule: Rule, entries: Entries, before: dict[Path, Entry], fields:
         standing = entries.get(path)
         if standing is not None and standing.layer > rule.layer:
             continue
-        if rule.asks_device and path not in before:
-            before[path] = entries.get(path, Entry(None, ""))
-        entries.put(path, Entry(value, f"rule of {rule.origin} ({conditions})", rule.why, rule.scalable, rule.layer))
+        if rule.asks_device:
+            before.setdefault(path, standing or Entry(None, ""))
+        else:
+            before.pop(path, None)
+        # What was chosen for the run itself, rules about the device leave alone.
+        layer = rule.layer if rule.asks_device else GIVEN - 1
+        entries.put(path, Entry(value, f"rule of {rule.origin} ({conditions})", rule.why, rule.scalable, layer))
 
 
 def _yaml_word(value: Any) -> str:
