@@ -103,8 +103,8 @@ def test_the_demo_has_its_own_values_and_show_does_not_tell_of_them():
     recipe = get_recipe("lora", device="cpu")
     assert recipe.resolved.value("training.learning_rate") == 2e-4
     demo = recipe.decide(True)
-    assert demo.value("training.learning_rate") == 4e-3
-    assert demo.value("training.gradient_accumulation_steps") == 4
+    assert demo.value("training.learning_rate") == 1e-3
+    assert demo.value("training.gradient_accumulation_steps") == 2
 
 
 def test_effective_batch_is_the_same_on_every_device():
