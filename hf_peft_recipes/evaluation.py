@@ -25,7 +25,6 @@ _ROWS_PER_CLASS = 5
 _EXACT_ANSWER_CHARACTERS = 32
 _BATCH_LOGIT_BYTES = 512 * 2**20
 """What the logits of one batch may take, in float32."""
-_OTHER = "(other)"
 
 
 @dataclass(frozen=True)
@@ -136,8 +135,8 @@ def summarize(scores: Sequence[RowScore], task: str, section: Mapping[str, Any],
         right = numpy.array([SCORERS["exact"](str(score.answer), str(score.reference)) for score in scores])
         values["exact_match"], resampled["exact_match"] = float(right.mean()), right[chosen].mean(1)
     if task == "classification":
+        values |= _classification_values(scores)
         table = confusion(scores)
-        values |= {name: float(value[0]) for name, value in classification_metrics(table[None]).items()}
         # Resampling rows is drawing the cells of the table with their frequencies.
         drawn = random.multinomial(len(scores), table.ravel() / table.sum(), size=samples)
         resampled |= classification_metrics(drawn.reshape(samples, *table.shape))
@@ -178,6 +177,23 @@ def classification_metrics(tables: Any) -> dict[str, Any]:
         "macro_f1": f1.mean(1),
         "macro_precision": precision.mean(1),
         "macro_recall": recall.mean(1),
+    }
+
+
+def _classification_values(scores: Sequence[RowScore]) -> dict[str, float]:
+    """Return scikit-learn's figures, which `classification_metrics` must agree with."""
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+    references = [normalized(str(score.reference)) for score in scores]
+    answers = [normalized(str(score.answer)) for score in scores]
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        references, answers, labels=sorted(set(references)), average="macro", zero_division=0
+    )
+    return {
+        "accuracy": float(accuracy_score(references, answers)),
+        "macro_f1": float(f1),
+        "macro_precision": float(precision),
+        "macro_recall": float(recall),
     }
 
 

@@ -1,0 +1,64 @@
+"""What the README tells people to type is typed here."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, write_jsonl
+
+from hf_peft_recipes.api import resolve_recipe
+from hf_peft_recipes.cli.flags import parse_flags
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def commands():
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if shlex.split(line, comments=True)]
+
+
+def test_every_train_command_resolves():
+    """Hub models cannot be had here; the flags of their commands must be right all the same."""
+    trained = [words[words.index("train") + 1 :] for words in commands() if "train" in words]
+    assert len(trained) >= 7
+    for name, *flags in trained:
+        own = ("--output_dir", "--num_processes")
+        kept = [word for at, word in enumerate(flags) if word not in own and (at == 0 or flags[at - 1] not in own)]
+        if not name.endswith(".yaml"):
+            assert resolve_recipe(name, parse_flags(kept)).resolved.objective == "sft"
+
+
+def test_the_two_commands_are_those_of_develop():
+    assert ["python3", "develop.py", "demo"] in commands()
+    assert ["python3", "develop.py", "test"] in commands()
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1].endswith("python3 develop.py test")
+
+
+def test_the_python_block_runs(tmp_path):
+    code = "\n".join(blocks("python")[0].replace("max_steps=20", "max_steps=3").splitlines())
+    finished = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert "accuracy" in finished.stdout
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_the_decorator_block_runs():
+    code = blocks("python")[1] + "\nimport hf_peft_recipes as h\nprint(h.get_recipe('gentle').name)"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert finished.stdout.strip() == "gentle", finished.stderr
+
+
+@pytest.mark.slow
+def test_mapped_columns_and_a_recipe_of_ones_own(command, tmp_path):
+    write_jsonl(tmp_path / "questions.jsonl", [{"frage": f"Was ist {n}?", "antwort": f"{n}."} for n in range(20)])
+    typed = [words[1:] for words in commands() if "frage" in words or "cp" in words or words[-1] == "mine.yaml"]
+    assert [words[0] for words in typed] == ["train", "cp", "train"]
+    for words in typed:
+        finished = command(*words, *(["--dry_run"] if words[0] == "train" else []), cwd=tmp_path)
+        assert finished.returncode == 0, finished.stderr
