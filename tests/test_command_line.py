@@ -40,7 +40,7 @@ def test_show_json(command):
 def test_show_prints_value_origin_and_reason(command):
     lines = command("show", "lora", "--device", "cpu").stdout.splitlines()
     line = next(line for line in lines if line.startswith("training.learning_rate"))
-    assert "0.0002 = 2e-05" in line
+    assert "2e-4 = 2e-5 (sft) × 10 (lora)" in line
     assert "recipes/objectives/sft.yaml" in line
     assert "(lora)" in line
 

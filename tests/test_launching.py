@@ -40,7 +40,7 @@ def record(folder):
 
 def test_accelerate_with_one_process(tmp_path):
     finished = accelerate(
-        ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"],
+        ["--num_processes", "1"],
         tmp_path / "out",
     )
     assert finished.returncode == 0, finished.stderr
@@ -104,7 +104,7 @@ def test_two_processes_learn_what_one_learns(command, tmp_path):
 
 def test_a_launcher_that_starts_one_of_two_is_found_out(tmp_path):
     finished = accelerate(
-        ["--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"],
+        ["--cpu", "--num_processes", "2"],
         tmp_path / "out",
     )
     assert finished.returncode != 0
@@ -115,7 +115,7 @@ def test_a_launcher_that_starts_one_of_two_is_found_out(tmp_path):
 
 def test_processes_that_would_train_apart_are_found_out(tmp_path):
     finished = accelerate(
-        ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"], tmp_path / "out", "--use_cpu", "false"
+        ["--multi_gpu", "--num_processes", "2"], tmp_path / "out", "--use_cpu", "false"
     )  # fmt: skip
     assert finished.returncode != 0
     assert "error: " in finished.stderr

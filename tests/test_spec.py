@@ -76,7 +76,7 @@ def test_the_rate_belongs_to_objective_and_method(name, rate):
 
 def test_a_scaled_rate_says_so():
     entry = shown(flags("lora"))["training"]["learning_rate"]
-    assert entry["reason"].startswith("0.0002 = 2e-05 (recipes/objectives/sft.yaml) × 10 (lora)")
+    assert entry["reason"].startswith("2e-4 = 2e-5 (sft) × 10 (lora)")
 
 
 def test_a_given_rate_is_never_scaled(write):

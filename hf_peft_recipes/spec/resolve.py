@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from hf_peft_recipes.errors import UserError, did_you_mean
@@ -187,9 +188,16 @@ def _apply_scale(composition: Composition, entries: Entries, flags: Mapping[Path
         if entry is None or not entry.scalable or path in flags:
             continue
         value = float(f"{entry.value * factor:.12g}")
-        formula = f"{value:g} = {entry.value:g} ({entry.origin}) × {factor:g} ({method})"
+        stated_by = PurePath(entry.origin).stem if entry.layer < GIVEN - 1 else entry.origin
+        formula = f"{_rate(value)} = {_rate(entry.value)} ({stated_by}) × {factor:g} ({method})"
         reason = f"{formula}; {entry.reason}" if entry.reason else formula
         entries[path] = Entry(value, entry.origin, reason, False, entry.layer)
+
+
+def _rate(value: float) -> str:
+    """Return a rate as people write it: `2e-4`."""
+    mantissa, _, exponent = f"{value:e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def _check_whole(name: str, entries: Entries) -> None:
