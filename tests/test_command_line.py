@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 import termios
-from shutil import which
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -72,8 +72,7 @@ def test_help_is_grouped(command):
 
 
 def test_shell_completion_offers_the_names():
-    program = which("hf-peft-recipes")
-    assert program, "the package is not installed"
+    program = Path(sys.executable).with_name("hf-peft-recipes")
     words = {"_HF_PEFT_RECIPES_COMPLETE": "complete_bash", "COMP_WORDS": "hf-peft-recipes show q", "COMP_CWORD": "2"}
     finished = subprocess.run([program], env={**os.environ, **words}, capture_output=True, text=True, check=False)
     assert finished.stdout.split() == ["qlora"]
