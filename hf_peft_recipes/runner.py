@@ -88,10 +88,7 @@ def run(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> dict
     if request.dry_run:
         return _dry_run(recipe, request, examined)
     folder, started = examined.output_dir, time.perf_counter()
-    main = launching.rank_from_environment() == 0
-    if main and request.overwrite:
-        clear_run(folder)
-    made = main and not folder.exists()
+    made = launching.rank_from_environment() == 0 and not folder.exists()
     try:
         prepared = prepare(recipe, request, examined)
     except RecipeError:
@@ -101,6 +98,9 @@ def run(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> dict
     record = _record(recipe, request, examined, prepared)
     try:
         if prepared.world.is_main:
+            # Only now that nothing can be refused any more is the earlier run given up.
+            if request.overwrite:
+                clear_run(folder)
             folder.mkdir(parents=True, exist_ok=True)
             results.write_text(folder / results.RECIPE_FILE, recipe_file(_with_absolute_paths(recipe)))
             results.write_result(folder, record)
@@ -138,6 +138,10 @@ def _train(
     }
     record["loss_curve"] = [_point(log) for log in trainer.state.log_history if "loss" in log or "eval_loss" in log]
     record["proof"] = proof.result()
+    # Before anything else can fail.
+    if prepared.world.is_main:
+        _save(prepared, folder)
+        plot_losses(record["loss_curve"], folder / "loss.png", recipe.name)
     after = _evaluate(recipe, prepared, examples, task)
     if before and after:
         record["metrics"] = {
@@ -150,9 +154,6 @@ def _train(
             "confidence": (recipe.section("evaluation") or {})["confidence"],
             "examples": {"before": before.examples, "after": after.examples},
         }
-    if prepared.world.is_main:
-        _save(prepared, folder)
-        plot_losses(record["loss_curve"], folder / "loss.png", recipe.name)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -165,6 +165,10 @@ def test_a_folder_in_use_is_refused_overwritten_or_resumed(run, tmp_path):
     (folder / "mine.txt").touch()
     short = get_recipe("lora", max_steps=1, max_length=128, **FAST).train(folder, overwrite=True, progress=False)
     assert not list(folder.glob("checkpoint-*"))
+    # An earlier run is given up for one that runs, not for one that is refused.
+    with pytest.raises(UserError):
+        get_recipe("lora", target_modules=["nothing"], **FAST).train(folder, overwrite=True, progress=False)
+    assert RunResult.read(folder).status == "done"
     assert (folder / "mine.txt").exists()
     assert short.record["measured"]["steps"] == 1
 
