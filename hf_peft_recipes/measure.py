@@ -1,5 +1,7 @@
 """What a run cost: time a step, tokens a second, peak memory, and the versions and hardware that it ran on."""
 
+import ctypes
+import gc
 import os
 import platform
 import resource
@@ -49,6 +51,16 @@ def reset_peak_memory() -> None:
         # Documented in proc(5): writing 5 sets VmHWM to the present resident size.
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
+        return
+
+
+def release_free_memory() -> None:
+    """Give memory that loading and tokenising have freed back to the system, before training adds its own on top."""
+    gc.collect()
+    try:
+        # glibc keeps freed pages for itself until asked, see malloc_trim(3).
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
         return
 
 

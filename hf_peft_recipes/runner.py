@@ -126,6 +126,7 @@ def _train(
     examples = prepared.data.held_out
     task = find_task(examples, (recipe.section("evaluation") or {})["task"])
     before = _evaluate(recipe, prepared, examples, task)
+    measure.release_free_memory()
     measure.reset_peak_memory()
     trainer.train(resume_from_checkpoint=str(last_checkpoint(folder)) if request.resume else None)
     record["measured"] |= {
