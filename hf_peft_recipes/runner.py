@@ -27,6 +27,7 @@ from hf_peft_recipes.preflight import Examined, RunRequest, clear_run, last_chec
 from hf_peft_recipes.proof import TrainingProof
 from hf_peft_recipes.report import Progress, plot_losses
 from hf_peft_recipes.spec import Entry, ResolvedRecipe, recipe_file
+from hf_peft_recipes.speed import speed_up
 
 
 @dataclass
@@ -38,6 +39,8 @@ class Prepared:
     renderer: Renderer
     data: PreparedData
     stop_ids: list[int]
+    speed: list[str]
+    """The faster paths that the model takes."""
     parameters: ParameterCount
     world: World
 
@@ -75,7 +78,8 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     trainer.remove_callback(PrinterCallback)
     if world.is_main and request.progress:
         trainer.add_callback(Progress(measure.peak_memory_bytes))
-    return Prepared(trainer, model, renderer, data, stops, models.count_parameters(model), world)
+    speed = speed_up(model, detect_device().kind) if recipe.value("speed") != "off" else []
+    return Prepared(trainer, model, renderer, data, stops, speed, models.count_parameters(model), world)
 
 
 def run(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> dict[str, Any]:
@@ -229,6 +233,7 @@ def _record(recipe: ResolvedRecipe, request: RunRequest, examined: Examined, pre
         "exit_code": None,
         "recipe": recipe.name,
         "objective": recipe.objective,
+        "speed": prepared.speed,
         "command": request.command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "output_dir": str(examined.output_dir),

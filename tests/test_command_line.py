@@ -16,7 +16,7 @@ from conftest import ROOT
 from hf_peft_recipes import list_recipes
 from hf_peft_recipes.errors import EXIT_CODES
 
-HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes", "numpy")
+HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes", "numpy", "pydantic")
 
 
 def test_list(command):

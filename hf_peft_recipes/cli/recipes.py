@@ -62,6 +62,8 @@ def show_command(
         print_json(table)
         return
     rows = [("objective", table["objective"], "", "")]
+    if "speed" in table:
+        rows.append(("speed", *table["speed"].values()))
     for section in SECTIONS:
         values = table.get(section)
         if values is None and section in table:

@@ -7,12 +7,12 @@ from typing import Any
 
 from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.spec import strict_yaml
-from hf_peft_recipes.spec.entries import SECTIONS, Entries, Entry, Path, leaves
+from hf_peft_recipes.spec.entries import SCALARS, SECTIONS, Entries, Entry, Path, leaves
 
 DEFAULT_METHOD, DEFAULT_OBJECTIVE = "lora", "sft"
 _METHOD_SECTIONS = ("model", "quantization", "adapter", "scale")
 _OBJECTIVE_SECTIONS = ("objective", "data", "evaluation", "feedback")
-_TOP_LEVEL = ("summary", "source", "extends", "objective", "scale", "rules", "remove", "chosen_for_device", *SECTIONS)
+_TOP_LEVEL = ("summary", "source", "extends", "scale", "rules", "remove", "chosen_for_device", *SCALARS, *SECTIONS)
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _merge(name: str, parts: list[Part], exact: bool) -> Composition:
                 raise UserError(f"{part.origin}: remove: nothing to remove at {dotted!r}")
         # The rate of a file that knows its method is final; an objective alone states the one of full fine-tuning.
         scalable = not part.knows_method
-        own = {key: part.raw[key] for key in ("objective", *SECTIONS) if key in part.raw}
+        own = {key: part.raw[key] for key in (*SCALARS, *SECTIONS) if key in part.raw}
         for path, value in leaves(own):
             if value == {}:
                 continue

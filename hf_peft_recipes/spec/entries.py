@@ -7,7 +7,10 @@ from typing import Any
 Path = tuple[str, ...]
 
 SECTIONS = ("model", "quantization", "adapter", "training", "data", "evaluation", "feedback")
-"""The mappings of a recipe; `objective` is its one scalar."""
+"""The mappings of a recipe."""
+
+SCALARS = ("objective", "speed")
+"""The keys of a recipe that are no section."""
 
 
 GIVEN = 1_000_000

@@ -32,6 +32,7 @@ HOUSE_FIELDS: dict[str, dict[str, Field]] = {
 }
 
 CHOICES: dict[Path, tuple[str, ...]] = {
+    ("speed",): ("auto", "off"),
     ("data", "loss_on"): ("assistant", "last_turn", "all"),
     ("data", "overlong"): ("split", "truncate", "drop", "error"),
     ("data", "on_bad_row"): ("error", "drop"),
@@ -96,6 +97,7 @@ FLAG_ALIASES: dict[str, Path] = {
     "dataset": ("data", "dataset"),
     "dataset_name": ("data", "dataset"),
     "split": ("data", "split"),
+    "speed": ("speed",),
 }
 """Words of the command line that are no field's own name."""
 

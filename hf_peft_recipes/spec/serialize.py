@@ -4,13 +4,15 @@ from typing import Any
 
 from hf_peft_recipes.spec import strict_yaml
 from hf_peft_recipes.spec.compose import Rule
-from hf_peft_recipes.spec.entries import SECTIONS
+from hf_peft_recipes.spec.entries import SCALARS, SECTIONS
 from hf_peft_recipes.spec.resolve import ResolvedRecipe
 
 
 def shown(recipe: ResolvedRecipe) -> dict[str, Any]:
     """Return `{name, objective, <section>: {<key>: {value, origin, reason}}}`, nested keys joined by dots."""
     table: dict[str, Any] = {"name": recipe.name, "objective": recipe.objective, "summary": recipe.summary}
+    if (speed := recipe.entries.get(("speed",))) is not None:
+        table["speed"] = {"value": speed.value, "origin": speed.origin, "reason": speed.reason}
     for section in SECTIONS:
         rows = {
             ".".join(path[1:]): {"value": entry.value, "origin": entry.origin, "reason": entry.reason}
@@ -29,7 +31,8 @@ def recipe_file(recipe: ResolvedRecipe) -> str:
 
     Those are chosen again when the file is run elsewhere, from the rules that the file carries along.
     """
-    mapping: dict[str, Any] = {"summary": recipe.summary, "objective": recipe.objective}
+    mapping: dict[str, Any] = {"summary": recipe.summary}
+    mapping |= {key: value for key in SCALARS if (value := recipe.value(key)) is not None}
     for section in SECTIONS:
         if recipe.entries.has_section(section):
             mapping[section] = recipe.section(section)

@@ -1,0 +1,118 @@
+"""The faster paths give what the unpatched model gives: outputs, losses and gradients, to rounding."""
+
+import copy
+
+import pytest
+import torch
+from conftest import FAST
+from transformers import AutoModelForCausalLM
+
+from hf_peft_recipes import get_recipe
+from hf_peft_recipes.embedded import MODEL_DIR
+from hf_peft_recipes.speed import speed_up
+from hf_peft_recipes.speed.attention import NAME, document_lengths
+
+ROW = [5, 1, 40, 18, 2]
+
+
+def block_diagonal(lengths, window=None):
+    ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    mask = (ids[:, None] == ids) & torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
+    if window:
+        mask &= torch.ones_like(mask).triu(1 - window)
+    return mask[None, None]
+
+
+@pytest.mark.parametrize("lengths", [[1], [7], [1, 1, 1], ROW])
+def test_document_lengths(lengths):
+    assert document_lengths(block_diagonal(lengths)) == lengths
+
+
+def not_documents():
+    window = block_diagonal([12], window=4)
+    short_window = block_diagonal([8, 12], window=9)
+    padded = block_diagonal([3, 5])
+    padded[..., 0] = False
+    both_ways = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    crossing = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 1, 1]], dtype=torch.bool)[None, None]
+    with_cache = torch.ones(1, 1, 2, 5, dtype=torch.bool)
+    two_rows = block_diagonal([3, 2]).expand(2, 1, 5, 5)
+    additive = torch.zeros(1, 1, 4, 4)
+    return locals()
+
+
+@pytest.mark.parametrize(("what", "mask"), not_documents().items())
+def test_any_other_mask_is_left_to_transformers(what, mask):
+    assert document_lengths(mask) is None, what
+
+
+@pytest.fixture(params=["heads", "grouped", "one_group"])
+def models(request):
+    groups = {"heads": 4, "grouped": 2, "one_group": 1}[request.param]
+    torch.manual_seed(0)
+    config = AutoModelForCausalLM.from_pretrained(MODEL_DIR).config
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 4, groups, 16
+    plain = AutoModelForCausalLM.from_config(config).float().train()
+    fast = copy.deepcopy(plain)
+    assert speed_up(fast, "cpu") == ["document_attention"]
+    assert (plain.config._attn_implementation, fast.config._attn_implementation) == ("sdpa", NAME)
+    return plain, fast
+
+
+def losses_and_gradients(model, inputs, **keywords):
+    model.zero_grad()
+    output = model(**inputs, **keywords)
+    output.loss.backward()
+    return output.logits, {name: tensor.grad.clone() for name, tensor in model.named_parameters()}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_rows_give_the_same_losses_and_gradients(models, checkpointing):
+    tokens = torch.randint(5, 200, (1, sum(ROW)), generator=torch.Generator().manual_seed(1))
+    positions = torch.cat([torch.arange(length) for length in ROW])[None]
+    inputs = {"input_ids": tokens, "position_ids": positions, "labels": tokens, "use_cache": False}
+    found = []
+    for model in models:
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        found.append(losses_and_gradients(model, inputs))
+    (logits, gradients), (fast_logits, fast_gradients) = found
+    torch.testing.assert_close(fast_logits, logits, atol=1e-5, rtol=1e-4)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(fast_gradients[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_packed_rows_really_go_by_document(models, monkeypatch):
+    from hf_peft_recipes.speed import attention
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", None)
+    tokens = torch.randint(5, 200, (1, sum(ROW)))
+    models[1](tokens, position_ids=torch.cat([torch.arange(length) for length in ROW])[None], use_cache=False)
+
+
+def test_padded_rows_and_generation_are_as_before(models):
+    tokens = torch.randint(5, 200, (2, 9), generator=torch.Generator().manual_seed(2))
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1], [1] * 9])
+    plain, fast = (model.eval() for model in models)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(tokens, attention_mask=mask).logits, plain(tokens, attention_mask=mask).logits)
+    texts = [model.generate(tokens, attention_mask=mask, max_new_tokens=8, do_sample=False) for model in (plain, fast)]
+    assert torch.equal(*texts)
+
+
+def test_a_model_on_eager_attention_stays_as_it_is():
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, attn_implementation="eager")
+    assert speed_up(model, "cpu") == []
+    assert model.config._attn_implementation == "eager"
+
+
+def test_speed_off_leaves_the_model_alone_and_the_losses_agree(tmp_path, jsonl):
+    keywords = {"dataset": str(jsonl), "max_steps": 4, "logging_steps": 1, **FAST, "evaluation.max_rows": 0}
+    records = {
+        speed: get_recipe("full", speed=speed, **keywords).train(tmp_path / speed).record for speed in ("auto", "off")
+    }
+    assert [records[speed]["speed"] for speed in ("auto", "off")] == [["document_attention"], []]
+    losses = [[point["loss"] for point in records[speed]["loss_curve"] if "loss" in point] for speed in ("auto", "off")]
+    assert len(losses[0]) == 4
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+    assert "by_document" not in "".join(path.read_text() for path in (tmp_path / "auto").glob("*.json"))
