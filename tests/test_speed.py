@@ -6,10 +6,11 @@ import pytest
 import torch
 from conftest import FAST
 from transformers import AutoModelForCausalLM
+from trl.trainer.utils import add_fused_lm_head
 
 from hf_peft_recipes import get_recipe
 from hf_peft_recipes.embedded import MODEL_DIR
-from hf_peft_recipes.speed import speed_up
+from hf_peft_recipes.speed import loss_head, speed_up
 from hf_peft_recipes.speed.attention import NAME, document_lengths
 
 ROW = [5, 1, 40, 18, 2]
@@ -109,10 +110,77 @@ def test_a_model_on_eager_attention_stays_as_it_is():
 def test_speed_off_leaves_the_model_alone_and_the_losses_agree(tmp_path, jsonl):
     keywords = {"dataset": str(jsonl), "max_steps": 4, "logging_steps": 1, **FAST, "evaluation.max_rows": 0}
     records = {
-        speed: get_recipe("full", speed=speed, **keywords).train(tmp_path / speed).record for speed in ("auto", "off")
+        speed: get_recipe("lora", speed=speed, **keywords).train(tmp_path / speed).record for speed in ("auto", "off")
     }
-    assert [records[speed]["speed"] for speed in ("auto", "off")] == [["document_attention"], []]
+    assert [records[speed]["speed"] for speed in ("auto", "off")] == [["document_attention", "loss_head"], []]
     losses = [[point["loss"] for point in records[speed]["loss_curve"] if "loss" in point] for speed in ("auto", "off")]
     assert len(losses[0]) == 4
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
     assert "by_document" not in "".join(path.read_text() for path in (tmp_path / "auto").glob("*.json"))
+
+
+@pytest.fixture
+def heads():
+    """Return a model with TRL's fused head, its head frozen, and a copy that takes our path through it."""
+    config = AutoModelForCausalLM.from_pretrained(MODEL_DIR).config
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(config).float().train()
+    plain.get_output_embeddings().weight.requires_grad_(False)
+    fast = copy.deepcopy(plain)
+    for model in (plain, fast):
+        add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    assert loss_head.install(fast)
+    return plain, fast
+
+
+def masked_rows(share):
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randint(5, 200, (2, 90), generator=generator)
+    labels = tokens.masked_fill(torch.rand(tokens.shape, generator=generator) < share, -100)
+    return {"input_ids": tokens, "labels": labels}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0], ids=["all carry loss", "half", "none"])
+@pytest.mark.parametrize("at_a_time", [1, 7, 128])
+def test_the_head_scores_as_trls_does(heads, share, at_a_time, monkeypatch):
+    monkeypatch.setattr(loss_head, "TOKENS_AT_A_TIME", at_a_time)
+    inputs, found = masked_rows(share), []
+    for model in heads:
+        output = model(**inputs, fused_lm_head=True)
+        # A weight a token, as losses such as DFT's have it.
+        weights = torch.linspace(0.5, 2, output.log_probs.numel()).view_as(output.log_probs)
+        (-output.log_probs * weights).mean().backward()
+        found.append((output, {name: tensor.grad for name, tensor in model.named_parameters() if tensor.requires_grad}))
+    (plain, gradients), (fast, fast_gradients) = found
+    for score in ("log_probs", "entropy", "is_top1", "label_mask"):
+        torch.testing.assert_close(fast[score], plain[score], atol=2e-5, rtol=1e-5, msg=score)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(fast_gradients[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_the_heads_gradient_is_right_in_float64():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(5, 6, dtype=torch.float64, requires_grad=True), torch.randn(11, 6, dtype=torch.float64)
+    targets = torch.tensor([0, 10, 3, 3, 7])
+    assert torch.autograd.gradcheck(lambda x: loss_head.TokenScores.apply(x, weight, targets)[0], hidden)
+
+
+def test_the_head_keeps_generation_and_plain_calls_as_they_are(heads):
+    inputs = masked_rows(0.5)
+    plain, fast = (model(**inputs) for model in heads)
+    torch.testing.assert_close(fast.loss, plain.loss)
+    tokens = [model.generate(inputs["input_ids"][:, :5], max_new_tokens=6, do_sample=False) for model in heads]
+    assert torch.equal(*tokens)
+
+
+@pytest.mark.parametrize("why", ["learns", "capped", "scaled", "has a bias"])
+def test_a_head_that_is_not_plain_and_frozen_stays_trls(why):
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
+    model.get_output_embeddings().weight.requires_grad_(why == "learns")
+    if why == "has a bias":
+        model.lm_head.bias = torch.nn.Parameter(torch.zeros(model.config.vocab_size))
+    changes = {"capped": {"final_logit_softcapping": 30.0}, "scaled": {"logits_scaling": 8.0}}
+    for name, value in changes.get(why, {}).items():
+        setattr(model.config, name, value)
+    add_fused_lm_head(model)
+    assert not loss_head.install(model)

@@ -5,6 +5,7 @@ from typing import Any
 
 PATHS = {
     "document_attention": ("hf_peft_recipes.speed.attention", ("cpu",)),
+    "loss_head": ("hf_peft_recipes.speed.loss_head", ("cpu",)),
 }
 """Path to its module, and the kinds of device that it serves."""
 
