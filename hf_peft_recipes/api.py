@@ -115,6 +115,25 @@ class Recipe:
 
             return prepare(resolved, request, examined).trainer
 
+    def inspect(self, rows: int = 3, row: int | None = None, longest: bool = False) -> dict[str, Any]:
+        """Return what the data are taken for, where every row goes, and some rows token by token. Loads no weights.
+
+        Args:
+            rows: how many rows to show, evenly spaced.
+            row: the one row to show, counted from 0 among the usable training rows.
+            longest: show the longest rows.
+
+        Raises:
+            UserError: as `train` raises it for its data; a row that is not there.
+        """
+        request, resolved = self._request(None, command="inspect", dry_run=True), self._for_run()
+        from hf_peft_recipes.upstream_noise import quiet
+
+        with quiet():
+            from hf_peft_recipes.inspection import inspect_data
+
+            return inspect_data(resolved, request, rows, row, longest)
+
     def train(
         self,
         output_dir: str | Path | None = None,

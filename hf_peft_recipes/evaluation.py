@@ -14,7 +14,9 @@ import numpy
 import torch
 
 from hf_peft_recipes.data import Example, Renderer
-from hf_peft_recipes.data.rendering import IGNORED
+from hf_peft_recipes.data.formats import BadRowError
+from hf_peft_recipes.data.rendering import IGNORED, TokenRow
+from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.generation import generate, inference
 from hf_peft_recipes.scorers import SCORERS
 from hf_peft_recipes.scorers.label import normalized
@@ -201,7 +203,7 @@ def _losses(
     model: Any, renderer: Renderer, examples: Sequence[Example], max_length: int | None
 ) -> list[tuple[float, int]]:
     """Return the summed loss and the number of supervised tokens of every example."""
-    rows = [renderer.row(example) for example in examples]
+    rows = [_scored(row) for row in renderer.rows(examples)]
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     losses: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     batch_tokens = _BATCH_LOGIT_BYTES // (4 * model.config.get_text_config().vocab_size)
@@ -221,6 +223,12 @@ def _losses(
             for index, loss in zip(batch, _batch_losses(model, ids, labels, mask), strict=True):
                 losses[index] = loss
     return losses
+
+
+def _scored(row: TokenRow | BadRowError) -> TokenRow:
+    if isinstance(row, BadRowError):
+        raise UserError(f"a held-out row cannot be scored: {row}")
+    return row
 
 
 def _batch_losses(model: Any, ids: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> list[tuple[float, int]]:

@@ -8,6 +8,9 @@ from typing import Any
 from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.errors import UserError, did_you_mean
 
+_CONFIG_KEYS = ("revision", "trust_remote_code", "subfolder", "cache_dir")
+"""What of the section `model` says where files are found, whichever they are."""
+
 
 @dataclass(frozen=True)
 class ParameterCount:
@@ -54,7 +57,7 @@ def load_tokenizer(model_section: Mapping[str, Any] | None) -> Any:
     from transformers import AutoTokenizer
 
     section = model_section or {}
-    kept = {key: section[key] for key in ("revision", "trust_remote_code", "subfolder", "cache_dir") if key in section}
+    kept = {key: section[key] for key in _CONFIG_KEYS if key in section}
     tokenizer = _from_pretrained(AutoTokenizer, base_location(section), "tokenizer", kept)
     if tokenizer.pad_token is None:
         # Labels and masks are explicit everywhere, so the end token still carries loss where it ends an answer.
@@ -132,16 +135,34 @@ def count_parameters(model: Any) -> ParameterCount:
     return ParameterCount(trainable, total)
 
 
-def stop_ids(model: Any, tokenizer: Any) -> list[int]:
+def load_configs(model_section: Mapping[str, Any] | None) -> tuple[Any, Any]:
+    """Return the base's config and its generation config, without any weights.
+
+    Raises:
+        UserError: it has no config that can be read.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    section, location = model_section or {}, base_location(model_section)
+    kept = {key: section[key] for key in _CONFIG_KEYS if key in section}
+    config = _from_pretrained(AutoConfig, location, "config of model", kept)
+    try:
+        return config, GenerationConfig.from_pretrained(str(Path(location).expanduser()), **kept)
+    except OSError:
+        # Many models have none; transformers then takes what the config says.
+        return config, GenerationConfig.from_model_config(config)
+
+
+def stop_ids(generation_config: Any, tokenizer: Any) -> list[int]:
     """Return the token ids on which generation stops: those of the generation config, and the tokenizer's end token."""
-    configured = model.generation_config.eos_token_id
+    configured = generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     return sorted({number for number in [*ids, tokenizer.eos_token_id] if number is not None})
 
 
-def context_length(model: Any) -> int | None:
-    """Return how many positions the model was made for, None when its config does not say."""
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def context_length(config: Any) -> int | None:
+    """Return how many positions a model of this config was made for, None when it does not say."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(length) if length else None
 
 

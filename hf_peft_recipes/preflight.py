@@ -20,6 +20,14 @@ _RUN_PATTERNS = (
     "added_tokens.json", "vocab.json", "merges.txt", "training_args.bin", "checkpoint-*",
 )  # fmt: skip
 
+_OTHER_FORMATS = {
+    "sft": {
+        "preference": "does not learn from; to train on what was chosen: --data.columns.completion chosen",
+        "feedback": "does not learn from; to train on all completions: --data.columns.completion completion",
+    },
+}
+"""Objective to the formats that are another's, each with what can be done."""
+
 
 @dataclass
 class RunRequest:
@@ -63,6 +71,8 @@ def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
     evaluation, data = recipe.section("evaluation") or {}, recipe.section("data") or {}
     seed = recipe.value("training.seed") or 0
     examples = read_examples(data, evaluation.get("split"), evaluation.get("max_rows"), seed, request.dataset)
+    if hint := _OTHER_FORMATS.get(recipe.objective, {}).get(examples.format):
+        raise UserError(f"data set {examples.name!r} holds {examples.format} data, which {recipe.objective} {hint}")
     return Examined(output_dir, examples)
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_peft_recipes import launching, measure, models, results
-from hf_peft_recipes.data import Example, PreparedData, Renderer, tokenize_data
+from hf_peft_recipes.data import Check, Example, PreparedData, Renderer
 from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.errors import RecipeError
 from hf_peft_recipes.evaluation import Metrics, find_task, score_rows, summarize
@@ -25,7 +26,9 @@ from hf_peft_recipes.models import ParameterCount
 from hf_peft_recipes.objectives import Objective, find_objective
 from hf_peft_recipes.preflight import Examined, RunRequest, clear_run, last_checkpoint
 from hf_peft_recipes.proof import TrainingProof
-from hf_peft_recipes.report import Progress, plot_losses
+from hf_peft_recipes.report.plot import plot_losses
+from hf_peft_recipes.report.progress import Progress
+from hf_peft_recipes.rows import tokenize
 from hf_peft_recipes.spec import Entry, ResolvedRecipe, recipe_file
 from hf_peft_recipes.speed import speed_up
 
@@ -37,8 +40,8 @@ class Prepared:
     trainer: Any
     model: Any
     renderer: Renderer
+    checks: list[Check]
     data: PreparedData
-    stop_ids: list[int]
     speed: list[str]
     """The faster paths that the model takes."""
     parameters: ParameterCount
@@ -59,27 +62,24 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     )
     launching.check_world(world, os.environ)
     set_seed(arguments.seed)
-    tokenizer = request.tokenizer or models.load_tokenizer(recipe.section("model"))
+    # The first process fills the cache, the others take it.
+    with PartialState().main_process_first():
+        tokenized = tokenize(recipe, request, examined)
+    data, arguments.max_length = tokenized.data, tokenized.max_length
     model = _model(recipe, request, objective)
-    stops = models.stop_ids(model, tokenizer)
-    data_section = recipe.section("data") or {}
-    separator = data_section["separator"]
-    if separator is None:
-        separator = "" if examined.examples.joins_exactly else "\n"
-    renderer = Renderer(tokenizer, stops, data_section["loss_on"], separator)
-    arguments.max_length = _fitting_length(arguments.max_length, models.context_length(model))
-    data = tokenize_data(examined.examples, renderer, arguments.max_length, data_section["overlong"])
     if data.validation is None:
         arguments.eval_strategy = type(arguments.eval_strategy)("no")
     callbacks = [TrainingProof(), measure.StepClock(), *request.callbacks]
-    trainer = objective.build_trainer(model, tokenizer, data, arguments, callbacks)
+    trainer = objective.build_trainer(model, tokenized.renderer.tokenizer, data, arguments, callbacks)
     # Ours is the one bar; upstream's stay silent.
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     if world.is_main and request.progress:
         trainer.add_callback(Progress(measure.peak_memory_bytes))
     speed = speed_up(model, detect_device().kind) if recipe.value("speed") != "off" else []
-    return Prepared(trainer, model, renderer, data, stops, speed, models.count_parameters(model), world)
+    return Prepared(
+        trainer, model, tokenized.renderer, tokenized.checks, data, speed, models.count_parameters(model), world
+    )
 
 
 def run(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> dict[str, Any]:
@@ -180,11 +180,6 @@ def _model(recipe: ResolvedRecipe, request: RunRequest, objective: Objective) ->
     return model
 
 
-def _fitting_length(max_length: int | None, context: int | None) -> int | None:
-    """Return the rows' length in tokens: the recipe's, and never more than the model was made for."""
-    return min((length for length in (max_length, context) if length is not None), default=None)
-
-
 def _evaluate(recipe: ResolvedRecipe, prepared: Prepared, examples: Sequence[Example], task: str) -> Metrics | None:
     """Return the metrics of the model as it is now, every process having scored its share; None without rows."""
     if not examples:
@@ -196,7 +191,7 @@ def _evaluate(recipe: ResolvedRecipe, prepared: Prepared, examples: Sequence[Exa
     with torch.autocast(prepared.model.device.type, torch.bfloat16, enabled=bool(arguments.bf16)):
         scores = score_rows(
             prepared.model, prepared.renderer, [examples[index] for index in share], task, section,
-            prepared.stop_ids, arguments.max_length,
+            sorted(prepared.renderer.stop_ids), arguments.max_length,
         )  # fmt: skip
     numbered = list(zip(share, scores, strict=True))
     gathered = gather_object(numbered) if world.size > 1 else numbered
@@ -245,7 +240,10 @@ def _record(recipe: ResolvedRecipe, request: RunRequest, examined: Examined, pre
             "dataset": examples.name,
             "format": examples.format,
             "fingerprint": examples.fingerprint,
+            "columns": dict(examples.columns),
             "separator": prepared.renderer.separator,
+            "mended": {"as_served": prepared.renderer.as_served, "closes": prepared.renderer.closes},
+            "checks": [dataclasses.asdict(check) for check in prepared.checks],
             "rows": {
                 "train": len(examples.train), "validation": len(examples.validation), "held_out": len(examples.held_out)
             },

@@ -60,9 +60,10 @@ def load(folder: Path, recipe: ResolvedRecipe, record: Mapping[str, Any]) -> Tra
         model = models.load_base(objective.model_class(), {**(recipe.section("model") or {}), **own}, None)
     if torch.cuda.is_available() and not recipe.section("quantization"):
         model = model.cuda()
-    stops = models.stop_ids(model, tokenizer)
+    stops = models.stop_ids(model.generation_config, tokenizer)
     data = recipe.section("data") or {}
     renderer = Renderer(tokenizer, stops, data["loss_on"], record["data"]["separator"])
+    renderer.as_served, renderer.closes = record["data"]["mended"]["as_served"], record["data"]["mended"]["closes"]
     return TrainedModel(model.eval(), renderer, stops, recipe)
 
 

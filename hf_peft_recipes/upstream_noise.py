@@ -19,6 +19,11 @@ HARMLESS_LOGS = (
         "an optional kernel for inference from the Hub; training does not use it",
     ),
     (
+        "transformers.tokenization_utils_base",
+        "Token indices sequence length is longer",
+        "rows longer than the model's context are cut by the recipe's own rule, and counted",
+    ),
+    (
         "transformers.trainer",
         "PAD/BOS/EOS tokens that differ",
         "the trainer aligns the model's config with the tokenizer, which is what is wanted",

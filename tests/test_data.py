@@ -11,12 +11,17 @@ from hf_peft_recipes.models import load_tokenizer
 
 SECTION = {
     "dataset": None, "split": "train", "validation_size": 0.1, "validation_rows": 200, "on_bad_row": "error",
-    "columns": None,
+    "columns": None, "format": None, "loss_on": "auto", "overlong": "split", "min_supervised_tokens": 1, "max_dropped": 1.0,
+    "max_truncated": 1.0, "max_leaked": 1.0,
 }  # fmt: skip
 
 
 def read(dataset, held_out=None, max_rows=None, seed=0, **section):
     return read_examples({**SECTION, **section, "dataset": dataset}, held_out, max_rows, seed)
+
+
+def tokenize(examples, renderer, max_length, overlong="split", **section):
+    return tokenize_data(examples, renderer, max_length, {**SECTION, "overlong": overlong, **section})
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +31,7 @@ def tokenizer():
 
 @pytest.fixture
 def renderer(tokenizer):
-    return Renderer(tokenizer, [tokenizer.eos_token_id], "assistant", "\n")
+    return Renderer(tokenizer, [tokenizer.eos_token_id], "auto", "\n")
 
 
 @pytest.mark.parametrize(
@@ -45,11 +50,11 @@ def renderer(tokenizer):
 def test_formats_are_recognised(row, name, messages):
     examples = read([row] * 3)
     assert examples.format == name
-    assert [(turn["role"], turn["content"]) for turn in examples.train[0].messages] == messages
+    assert [(turn["role"], turn["content"]) for turn in examples.train.pick([0])[0].messages] == messages
 
 
 def test_plain_text():
-    assert read([{"text": "once upon"}] * 2).train[0].text == "once upon"
+    assert read([{"text": "once upon"}] * 2).train.pick([0])[0].text == "once upon"
 
 
 @pytest.mark.parametrize(
@@ -148,7 +153,7 @@ def test_unknown_columns_and_splits(rows):
 
 def test_bad_rows_can_be_dropped_and_are_counted(rows, renderer):
     examples = read([*rows, {"question": "q", "answer": None}], on_bad_row="drop", validation_size=0)
-    ledger = tokenize_data(examples, renderer, None, "error").ledger
+    ledger = tokenize(examples, renderer, None, "error").ledger
     assert ledger["rows"] == {"kept": 40, "split": 0, "truncated": 0, "dropped": 1}
     assert ledger["reasons"] == {"'answer' is null, not text": 1}
 
@@ -164,7 +169,7 @@ def test_hold_out_is_deterministic_and_disjoint(rows):
 
 
 def test_loss_stands_on_the_answer_and_its_end(renderer, tokenizer):
-    example = read([{"question": "What?", "answer": "That."}] * 2).train[0]
+    example = read([{"question": "What?", "answer": "That."}] * 2).train.pick([0])[0]
     row = renderer.row(example)
     supervised = [token for token, label in zip(row.input_ids, row.labels, strict=True) if label != IGNORED]
     assert tokenizer.decode(supervised) == "That.<|end|>"
@@ -176,7 +181,7 @@ def test_loss_stands_on_the_answer_and_its_end(renderer, tokenizer):
 def test_every_assistant_turn_or_the_last(tokenizer):
     turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     row = {"messages": [{"role": role, "content": content} for role, content in turns]}
-    example = read([row] * 2).train[0]
+    example = read([row] * 2).train.pick([0])[0]
 
     def supervised(loss_on):
         made = Renderer(tokenizer, [tokenizer.eos_token_id], loss_on, "\n").row(example)
@@ -190,28 +195,13 @@ def test_every_assistant_turn_or_the_last(tokenizer):
 def test_earlier_answers_in_the_prompt_are_context(tokenizer, renderer):
     prompt = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     row = {"prompt": prompt, "completion": [{"role": "assistant", "content": "d"}]}
-    made = renderer.row(read([row] * 2).train[0])
+    made = renderer.row(read([row] * 2).train.pick([0])[0])
     assert tokenizer.decode([label for label in made.labels if label != IGNORED]) == "d<|end|>"
 
 
-def test_no_answer_is_refused(renderer):
-    examples = read([{"messages": [{"role": "user", "content": "a"}]}] * 2, validation_size=0)
+def test_no_answer_is_refused():
     with pytest.raises(UserError, match="no assistant turn to learn from"):
-        tokenize_data(examples, renderer, None, "split")
-
-
-def test_a_template_that_rewrites_turns_is_an_error(tokenizer):
-    import copy
-
-    changing = copy.deepcopy(tokenizer)
-    # As stock Qwen3 does with its thoughts: what an earlier turn looks like depends on whether others follow.
-    changing.chat_template = (
-        "{% for m in messages %}{{ m['content'] if loop.last else m['content'] | upper }}{% endfor %}"
-        "{% if add_generation_prompt %}:{% endif %}"
-    )
-    examples = read([{"question": "a", "answer": "b"}] * 2, validation_size=0)
-    with pytest.raises(UserError, match="renders turn 2 differently"):
-        tokenize_data(examples, Renderer(changing, [4], "assistant", "\n"), None, "split")
+        read([{"messages": [{"role": "user", "content": "a"}]}] * 2)
 
 
 @pytest.fixture
@@ -227,8 +217,8 @@ def long_examples():
     ],
 )
 def test_overlong_rows(long_examples, renderer, overlong, rows, longest):
-    whole = tokenize_data(long_examples, renderer, None, "error").ledger["tokens"]
-    prepared = tokenize_data(long_examples, renderer, 16, overlong)
+    whole = tokenize(long_examples, renderer, None, "error").ledger["tokens"]
+    prepared = tokenize(long_examples, renderer, 16, overlong)
     assert prepared.ledger["rows"] == rows
     assert prepared.ledger["lengths"]["max"] == longest
     if overlong == "split":
@@ -239,16 +229,16 @@ def test_overlong_rows(long_examples, renderer, overlong, rows, longest):
 
 def test_overlong_rows_dropped_or_refused(long_examples, renderer):
     with pytest.raises(UserError, match=r"no row is left to train on \(4 × too long for max_length\)"):
-        tokenize_data(long_examples, renderer, 16, "drop")
-    with pytest.raises(UserError, match=r"a row has \d+ tokens and max_length is 16"):
-        tokenize_data(long_examples, renderer, 16, "error")
+        tokenize(long_examples, renderer, 16, "drop")
+    with pytest.raises(UserError, match=r"row 0 of split 'train': the row has \d+ tokens and max_length is 16"):
+        tokenize(long_examples, renderer, 16, "error")
 
 
 def test_a_prompt_that_fills_the_row_is_counted(renderer):
     rows = [{"question": "word " * 40, "answer": "x"}, {"question": "q", "answer": "y"}]
-    prepared = tokenize_data(read(rows, validation_size=0), renderer, 16, "truncate")
+    prepared = tokenize(read(rows, validation_size=0), renderer, 16, "truncate")
     assert prepared.ledger["rows"]["dropped"] == 1
-    assert prepared.ledger["reasons"] == {"no token to learn from within max_length": 1}
+    assert prepared.ledger["reasons"] == {"fewer than 1 tokens to learn from within max_length": 1}
 
 
 def test_embedded_data_are_balanced_and_leak_nothing():

@@ -102,7 +102,9 @@ def test_plain_text_has_no_answers():
 
 def test_scores_are_those_of_the_rows_alone(model, renderer):
     rows = [example("short", "one"), example("a much longer question " * 5, "two words"), example("mid size", "x" * 9)]
-    together = score_rows(model, renderer, rows, "text", SECTION, stop_ids(model, renderer.tokenizer), None)
+    together = score_rows(
+        model, renderer, rows, "text", SECTION, stop_ids(model.generation_config, renderer.tokenizer), None
+    )
     for row, score in zip(rows, together, strict=True):
         made = renderer.row(row)
         labels = torch.tensor([made.labels])
@@ -113,7 +115,7 @@ def test_scores_are_those_of_the_rows_alone(model, renderer):
 
 
 def test_batched_answers_are_those_of_one_at_a_time(model, renderer):
-    stops = stop_ids(model, renderer.tokenizer)
+    stops = stop_ids(model.generation_config, renderer.tokenizer)
     rows = [example("The soup was " + "very " * n + "cold.", "x") for n in range(6)]
     together = score_rows(model, renderer, rows, "exact_match", SECTION, stops, None)
     alone = [score_rows(model, renderer, [row], "exact_match", SECTION, stops, None)[0] for row in rows]

@@ -1,232 +1,173 @@
-"""Where rows come from: a file, a folder, a `datasets` object or a Hub id, read to tables of rows with their places."""
+"""Where rows come from: a file, a folder, a `datasets` object or a Hub id, as tables of chunks that are read later."""
 
-import csv
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from hf_peft_recipes.data.columnar import row_chunks
+from hf_peft_recipes.data.folders import LABELS, canonical_splits, files_by_split
+from hf_peft_recipes.data.readers import file_chunks, file_type, labelled_chunks
+from hf_peft_recipes.data.records import Chunk, Record, Row
 from hf_peft_recipes.embedded import DATA_DIR
 from hf_peft_recipes.errors import UserError, did_you_mean
 
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "eval": "validation",
-    "test": "test",
-}
-"""File stem to split."""
+FIRST_ROWS = 100
+"""Rows that a table's columns are taken from."""
 
-Row = Mapping[str, Any]
+_HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?(@\S+)?")
+_LONGEST_SHOWN = 120
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one split, and where each stands."""
+    """The rows of one split: chunks to read them from, and what the first of them look like."""
 
-    rows: Sequence[Row]
-    places: Sequence[str] | None
-    """`chats.jsonl:1042` for every row; None when the rows are those of a `datasets` object."""
     label: str
+    """What the table is called in messages."""
+    chunks: tuple[Chunk, ...]
+    columns: tuple[str, ...]
+    """The names of the columns, in order of appearance in the first good rows."""
+    first_rows: tuple[Row, ...] = ()
+    """Some of those rows, for telling formats apart that have the same columns."""
 
-    def place(self, index: int) -> str:
-        """Return where row `index` stands, for messages."""
-        return self.places[index] if self.places else f"row {index} of {self.label}"
-
-    @property
-    def columns(self) -> list[str]:
-        """The names of the columns, in order of appearance in the first rows."""
-        names = getattr(self.rows, "column_names", None)
-        return list(names) if names else list(dict.fromkeys(key for row in self.rows[:100] for key in row))
+    def records(self) -> Iterator[Record]:
+        """Return an iterator over all records, in order, from the beginning at every call."""
+        return chain.from_iterable(chunk.records() for chunk in self.chunks)
 
 
 @dataclass(frozen=True)
 class RawData:
-    """A data set as it was read: one table a split."""
+    """A data set before its rows are understood: one table a split."""
 
     name: str
     splits: dict[str, Table]
     fingerprint: str
-    """sha256 over the bytes of the files, or the fingerprint that `datasets` keeps."""
+    """sha256 over the names and bytes of the files, or the fingerprint that `datasets` keeps."""
 
 
-def read_data(dataset: Any) -> RawData:
-    """Return the rows of `dataset`, by split.
+def read_data(dataset: Any, headless: bool = False) -> RawData:
+    """Return the tables of `dataset`, by split. Files are passed over once; their rows are read from the chunks.
 
     Args:
-        dataset: None for the embedded demo; a path; a Hub id with an optional `@revision`; a `datasets.Dataset` or
-            `DatasetDict`; a list of rows, or a mapping of split names to lists of rows.
+        dataset: None for the embedded demo; a file or a folder; a Hub id with an optional `@revision`; a
+            `datasets.Dataset`, `IterableDataset` or `DatasetDict`; a list of rows, or a mapping of splits to such.
+        headless: CSV and TSV files have no head, their columns are called 1, 2, 3 …; see `columns.by_position`.
 
     Raises:
-        UserError: nothing there, an empty or broken file, a file type that is not known.
+        UserError: nothing there, an empty or broken file, a file type that is not known, no row that can be read.
     """
     if dataset is None:
-        return _read_folder(DATA_DIR, "embedded demo")
+        return _from_files("embedded demo", files_by_split(DATA_DIR), headless)
     if not isinstance(dataset, (str, Path)):
         return _from_object(dataset)
-    path = Path(dataset).expanduser()
-    if path.is_dir():
-        return _read_folder(path, str(path))
-    if path.is_file():
-        return RawData(str(path), {"train": _read_file(path)}, _fingerprint([path]))
-    # A Hub id is `name` or `user/name`; what has a suffix or more slashes can only have been meant as a path.
-    if path.suffix in _READERS or path.is_absolute() or str(dataset).startswith(".") or str(dataset).count("/") > 1:
+    if not str(dataset).strip():
+        raise UserError("the data set's name is empty; a file, a folder or a Hub id is wanted")
+    try:
+        path = Path(dataset).expanduser()
+        files = files_by_split(path) if path.is_dir() else {"train": [path]} if path.is_file() else None
         near = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"data set {str(dataset)!r}: no such file or folder{did_you_mean(path.name, near)}")
-    return _from_hub(str(dataset))
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"data set {_shown(dataset)} cannot be read: {reason}") from None
+    if files is not None:
+        return _from_files(str(path), files, headless)
+    # A Hub id is `name` or `user/name`; what has a suffix or more slashes can only have been meant as a path.
+    meant_as_path = file_type(path) or path.is_absolute() or str(dataset).startswith((".", "~"))
+    if meant_as_path or str(dataset).split("@")[0].count("/") > 1:
+        raise UserError(f"data set {_shown(dataset)}: no such file or folder{did_you_mean(path.name, near)}")
+    if not _HUB_ID.fullmatch(str(dataset)):
+        raise UserError(f"data set {_shown(dataset)}: no such file or folder, and no Hub id (user/name, or name)")
+    return _from_hub(str(dataset), near)
 
 
-def _read_folder(folder: Path, name: str) -> RawData:
-    files = sorted(entry for entry in folder.iterdir() if entry.suffix in _READERS)
-    if not files:
-        raise UserError(f"data set {str(folder)!r}: no file in the folder ends in {', '.join(_READERS)}")
-    by_split = {SPLIT_NAMES[file.stem.lower()]: file for file in files if file.stem.lower() in SPLIT_NAMES}
-    if by_split:
-        if "train" not in by_split:
-            raise UserError(f"data set {str(folder)!r}: no training file among {', '.join(f.name for f in files)}")
-        return RawData(name, {split: _read_file(file) for split, file in by_split.items()}, _fingerprint(files))
-    if all(file.suffix == ".txt" for file in files) and len(files) > 1:
-        return RawData(name, {"train": _read_label_files(files)}, _fingerprint(files))
-    if len(files) == 1:
-        return RawData(name, {"train": _read_file(files[0])}, _fingerprint(files))
-    raise UserError(
-        f"data set {str(folder)!r}: which file is which? Name them train, validation and test, or give one text file "
-        f"a label; found {', '.join(file.name for file in files)}"
-    )
+def _shown(dataset: Any) -> str:
+    text = str(dataset)
+    return repr(text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…")
 
 
-def _read_label_files(files: list[Path]) -> Table:
-    rows, places = list[Row](), list[str]()
-    for file in files:
-        for number, line in enumerate(_text(file).splitlines(), 1):
-            if line.strip():
-                rows.append({"text": line.strip(), "label": file.stem})
-                places.append(f"{file.name}:{number}")
-    return Table(rows, places, files[0].parent.name)
-
-
-def _read_file(path: Path) -> Table:
-    if path.suffix not in _READERS:
-        raise UserError(f"data file {str(path)!r}: {path.suffix or 'no suffix'} is not among {', '.join(_READERS)}")
-    rows, places = list[Row](), list[str]()
-    for line, row in _READERS[path.suffix](path):
-        if not isinstance(row, Mapping):
-            raise UserError(f"{path.name}:{line}: a row is a mapping of columns to values, not {type(row).__name__}")
-        rows.append(row)
-        places.append(f"{path.name}:{line}")
-    if not rows:
-        raise UserError(f"data file {str(path)!r} is empty")
-    return Table(rows, places, path.name)
-
-
-def _text(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UserError(f"{path.name}:{line}: not UTF-8 (byte 0x{data[error.start]:02x}); convert the file") from None
-
-
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"column {twice!r} stands twice")
-    return row
-
-
-def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    # Not splitlines(): JSON strings may hold U+2028 and its kin, which are no line ends there.
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line, object_pairs_hook=_refuse_duplicates)
-            except ValueError as error:
-                raise UserError(f"{path.name}:{number}: broken JSON: {error}") from None
-
-
-def _json(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        content = json.loads(_text(path), object_pairs_hook=_refuse_duplicates)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path.name}:{error.lineno}: broken JSON: {error.msg}") from None
-    except ValueError as error:
-        raise UserError(f"{path.name}: broken JSON: {error}") from None
-    if isinstance(content, Mapping) and isinstance(content.get("data"), list):
-        content = content["data"]
-    if not isinstance(content, list):
-        raise UserError(f"{path.name}: a list of rows is wanted at the top level")
-    yield from enumerate(content, 1)
-
-
-def _delimited(delimiter: str) -> Any:
-    def read(path: Path) -> Iterator[tuple[int, Any]]:
-        reader = csv.DictReader(_text(path).splitlines(keepends=True), delimiter=delimiter, strict=True)
-        try:
-            for row in reader:
-                if None in row or None in row.values():
-                    raise UserError(
-                        f"{path.name}:{reader.line_num}: the row has another number of fields than the head"
-                    )
-                yield reader.line_num, row
-        except csv.Error as error:
-            raise UserError(f"{path.name}:{reader.line_num}: {error}") from None
-
-    return read
-
-
-def _lines(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(_text(path).splitlines(), 1):
-        if line.strip():
-            yield number, {"text": line}
-
-
-_READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _delimited(","), ".tsv": _delimited("\t"), ".txt": _lines}
-
-
-def _fingerprint(files: list[Path]) -> str:
+def _from_files(name: str, files: Mapping[str, Sequence[Path]], headless: bool) -> RawData:
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode())
-        digest.update(file.read_bytes())
-    return f"sha256:{digest.hexdigest()}"
+    tables: dict[str, Table] = {}
+    for split, paths in canonical_splits(files).items():
+        chunks = list[Chunk]()
+        for path in paths:
+            if not path.stat().st_size:
+                raise UserError(f"data file {str(path)!r} is empty")
+            digest.update(path.name.encode(errors="surrogateescape"))
+            made = labelled_chunks(path, digest) if split == LABELS else file_chunks(path, digest, headless)
+            if split == LABELS and not any(True for chunk in made for _ in chunk.records()):
+                raise UserError(f"data file {str(path)!r} is empty")
+            chunks += made
+        if split == LABELS:
+            split, label, empty = "train", paths[0].parent.name, f"data set {str(paths[0].parent)!r}"
+        elif len(paths) == 1:
+            label, empty = paths[0].name, f"data file {str(paths[0])!r}"
+        else:
+            label, empty = f"split {split!r}", f"split {split!r} of data set {name!r}"
+        tables[split] = _table(label, chunks, empty)
+    return RawData(name, tables, f"sha256:{digest.hexdigest()}")
+
+
+def _table(label: str, chunks: Sequence[Chunk], called_when_empty: str, columns: Sequence[str] = ()) -> Table:
+    first_rows, problem = list[Row](), None
+    for record in chain.from_iterable(chunk.records() for chunk in chunks):
+        if record.row is None:
+            problem = problem or record
+        else:
+            first_rows.append(record.row)
+            if len(first_rows) == FIRST_ROWS:
+                break
+    if not first_rows:
+        if problem:
+            raise UserError(f"{problem.place}: {problem.problem} (and no row of {label} can be read)")
+        raise UserError(f"{called_when_empty} is empty")
+    named = columns or list(dict.fromkeys(str(key) for row in first_rows for key in row))
+    return Table(label, tuple(chunks), tuple(named), tuple(first_rows))
 
 
 def _from_object(dataset: Any) -> RawData:
     if isinstance(dataset, Mapping):
-        splits = dict(dataset)
-    elif hasattr(dataset, "column_names") or isinstance(dataset, Sequence):
+        splits = canonical_splits(dataset)
+    elif hasattr(dataset, "column_names") or _is_rows(dataset):
         splits = {"train": dataset}
     else:
         raise UserError(f"a data set is a path, a Hub id, a datasets object or rows, not {type(dataset).__name__}")
+    if not splits:
+        raise UserError("the data set has no splits")
+    tables = {}
     for split, rows in splits.items():
-        if not hasattr(rows, "__len__"):
-            raise UserError(f"the split {split!r} is a stream without a length; pass a datasets.Dataset")
-        if not len(rows):
-            raise UserError(f"the split {split!r} of the data set is empty")
+        if not hasattr(rows, "column_names") and not _is_rows(rows):
+            raise UserError(f"the split {split!r} is {type(rows).__name__}; rows or a datasets object are wanted")
+        label = f"split {split!r}"
+        columns = getattr(rows, "column_names", None) or ()
+        tables[split] = _table(label, row_chunks(rows, label), f"the split {split!r} of the data set", columns)
+    return RawData(type(dataset).__name__, tables, _object_fingerprint(splits, tables))
+
+
+def _is_rows(rows: Any) -> bool:
+    return isinstance(rows, Sequence) and not isinstance(rows, (str, bytes))
+
+
+def _object_fingerprint(splits: Mapping[str, Any], tables: Mapping[str, Table]) -> str:
     kept = [str(getattr(rows, "_fingerprint", "")) for rows in splits.values()]
-    fingerprint = "datasets:" + "+".join(kept) if all(kept) else _rows_fingerprint(splits)
-    tables = {SPLIT_NAMES.get(split, split): Table(rows, None, f"split {split!r}") for split, rows in splits.items()}
-    return RawData(type(dataset).__name__, tables, fingerprint)
-
-
-def _rows_fingerprint(splits: Mapping[str, Sequence[Row]]) -> str:
+    if all(kept):
+        return "datasets:" + "+".join(kept)
+    # What a stream will give is not known before it is read; its first rows are what there is to tell it by.
+    streams = [not hasattr(rows, "__len__") for rows in splits.values()]
     digest = hashlib.sha256()
-    for split, rows in splits.items():
+    for (split, table), stream in zip(tables.items(), streams, strict=True):
+        rows = table.first_rows if stream else (record.row for record in table.records())
         for row in rows:
             digest.update(json.dumps([split, row], sort_keys=True, default=str).encode())
-    return f"sha256:{digest.hexdigest()}"
+    return f"{'first-rows-' if any(streams) else ''}sha256:{digest.hexdigest()}"
 
 
-def _from_hub(name: str) -> RawData:
+def _from_hub(name: str, near: Sequence[str]) -> RawData:
     from datasets import load_dataset
 
     repository, _, revision = name.partition("@")
@@ -235,7 +176,8 @@ def _from_hub(name: str) -> RawData:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"data set {name!r}: neither a file or folder here nor loadable from the Hub: {reason}"
+            f"data set {name!r}: neither a file or folder here{did_you_mean(name, near)} nor loadable from the Hub: "
+            f"{reason}"
         ) from None
     raw = _from_object(loaded)
     return RawData(name, raw.splits, raw.fingerprint)

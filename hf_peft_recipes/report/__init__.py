@@ -1,7 +1,1 @@
-"""What people see of a run: the bar while it goes on, the table at its end, the plot in its folder."""
-
-from hf_peft_recipes.report.plot import plot_losses
-from hf_peft_recipes.report.progress import Progress
-from hf_peft_recipes.report.table import run_table
-
-__all__ = ["Progress", "plot_losses", "run_table"]
+"""What a person sees of a run and of data: the bar, the table, the plot, the page."""

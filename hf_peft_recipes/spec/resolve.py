@@ -141,7 +141,7 @@ def _read(override: Override, path: Path, fields: Fields) -> Any:
         return [strict_yaml.load_scalar(word) for word in override.value] if override.is_text else override.value
     known = fields.get(path[0], {}).get(path[1]) if len(path) > 1 else None
     is_text_field = known is not None and known.annotation.replace(" | None", "") == "str"
-    is_column = path[:2] == ("data", "columns")
+    is_column = path[:2] in (("data", "columns"), ("data", "format"))
     # A revision `1e5` and a column `2024` are names, not numbers.
     if (is_text_field or is_column) and override.value != "null":
         return override.value

@@ -13,11 +13,17 @@ HOUSE_FIELDS: dict[str, dict[str, Field]] = {
         "split": Field("str"),  # the split to train on
         "validation_size": Field("float"),  # share of the training rows held out when there is no held-out split
         "validation_rows": Field("int"),  # and never more rows than this; null for no limit
-        "columns": Field("dict"),  # role -> column, roles: messages, prompt, completion, text
+        "columns": Field("dict"),  # role -> column, see ROLES
+        "format": Field("dict"),  # role -> a text with {column} in it, in place of a column
         "separator": Field("str"),  # between prompt and completion where the tokenizer has no chat template
-        "loss_on": Field("str"),  # assistant | last_turn | all
+        "loss_on": Field("str"),  # auto | assistant | last_turn | completion | all
         "overlong": Field("str"),  # split | truncate | drop | error
         "on_bad_row": Field("str"),  # error | drop
+        "min_supervised_tokens": Field("int"),  # a row with fewer is dropped
+        "max_dropped": Field("float"),  # share of the rows; more stops the run
+        "max_truncated": Field("float"),  # share of the rows; more stops the run
+        "max_leaked": Field("float"),  # share of the held-out rows that stand among the training rows too
+        "fix": Field("bool"),  # mend what the stop test finds
     },
     "evaluation": {
         "split": Field("str"),  # the held-out split; null takes test, else validation
@@ -33,17 +39,20 @@ HOUSE_FIELDS: dict[str, dict[str, Field]] = {
 
 CHOICES: dict[Path, tuple[str, ...]] = {
     ("speed",): ("auto", "off"),
-    ("data", "loss_on"): ("assistant", "last_turn", "all"),
+    ("data", "loss_on"): ("auto", "assistant", "last_turn", "completion", "all"),
     ("data", "overlong"): ("split", "truncate", "drop", "error"),
     ("data", "on_bad_row"): ("error", "drop"),
     ("evaluation", "task"): ("auto", "classification", "exact_match", "text"),
 }
 
-ROLES = ("messages", "prompt", "completion", "text")
-"""What a column of the data can be: the keys of `data.columns`."""
+ROLES = (
+    "messages", "text", "prompt", "completion", "system", "chosen", "rejected", "label", "tools", "input", "tokens",
+    "tags",
+)  # fmt: skip
+"""What a column of the data can be: the keys of `data.columns` and `data.format`."""
 
 _OUTPUT = "the run's folder is `--output_dir` of the command line or `train(output_dir=…)`"
-_LOSS = "use data.loss_on (assistant, last_turn, all)"
+_LOSS = "use data.loss_on (auto, assistant, last_turn, completion, all)"
 _HUB = "use the command line's --push_to_hub and --hub_model_id, or `result.push_to_hub(…)`"
 _TOKEN = "a token never stands in a recipe or a flag: set HF_TOKEN or run `hf auth login`"
 _OURS = "the run sets it itself"
@@ -98,6 +107,7 @@ FLAG_ALIASES: dict[str, Path] = {
     "dataset_name": ("data", "dataset"),
     "split": ("data", "split"),
     "speed": ("speed",),
+    "fix": ("data", "fix"),
 }
 """Words of the command line that are no field's own name."""
 
@@ -144,9 +154,9 @@ def check_path(path: Path, origin: str, fields: Mapping[str, Mapping[str, Field]
         elsewhere = [f"{other}.{path[1]}" for other, keys in fields.items() if path[1] in keys]
         hint = f"; did you mean {elsewhere[0]!r}?" if elsewhere else did_you_mean(path[1], known)
         raise UserError(f"unknown key {'.'.join(path)!r} (from {origin}){hint}")
-    if path[:2] == ("data", "columns") and len(path) > 2 and path[2] not in ROLES:
+    if path[:2] in (("data", "columns"), ("data", "format")) and len(path) > 2 and path[2] not in ROLES:
         raise UserError(
-            f"unknown role {path[2]!r} in data.columns (from {origin})"
+            f"unknown role {path[2]!r} in data.{path[1]} (from {origin})"
             f"{did_you_mean(path[2], ROLES)} (roles: {', '.join(ROLES)})"
         )
     if len(path) > 2 and section in HOUSE_FIELDS and known[path[1]].annotation != "dict":

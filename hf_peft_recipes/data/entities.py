@@ -1,0 +1,46 @@
+"""Tagged tokens as text: `Empire State Building: location; ESB: location`."""
+
+import re
+from collections.abc import Sequence
+
+from hf_peft_recipes.data.records import BadRowError
+
+NO_ENTITIES = "none"
+"""What is written where a sentence has no entities."""
+
+_TAG = re.compile(r"(?P<place>[BIESLU])-(?P<kind>.+)")
+
+
+def entities(tokens: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the entities of a sentence in order, each as its tokens joined by blanks and its kind.
+
+    Args:
+        tokens: the words.
+        tags: one for each, in BIO, IOB (an entity may begin with I-) or BIOES/BILOU (E and L end one, S and U are one).
+
+    Raises:
+        BadRowError: another number of tags than of tokens, or a tag of no such scheme.
+    """
+    if len(tokens) != len(tags):
+        raise BadRowError(f"{len(tokens)} tokens have {len(tags)} tags")
+    spans = list[tuple[list[str], str]]()
+    open_kind = None
+    for number, (token, tag) in enumerate(zip(tokens, tags, strict=True), 1):
+        if tag == "O":
+            open_kind = None
+            continue
+        found = _TAG.fullmatch(tag)
+        if not found:
+            raise BadRowError(f"the tag {tag!r} of token {number} ({token!r}) is neither O nor B-kind or I-kind")
+        place, kind = found["place"], found["kind"]
+        if place in "IEL" and open_kind == kind:
+            spans[-1][0].append(token)
+        else:
+            spans.append(([token], kind))
+        open_kind = None if place in "ELSU" else kind
+    return [(" ".join(words), kind) for words, kind in spans]
+
+
+def entity_text(tokens: Sequence[str], tags: Sequence[str]) -> str:
+    """Return the entities of a sentence as one line, `none` where there are none; see `entities`."""
+    return "; ".join(f"{words}: {kind}" for words, kind in entities(tokens, tags)) or NO_ENTITIES

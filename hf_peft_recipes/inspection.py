@@ -1,0 +1,109 @@
+"""A look at the data before anything is trained: what was recognised, where every row goes, which tokens carry loss."""
+
+import heapq
+from collections.abc import Sequence
+from typing import Any
+
+from hf_peft_recipes import models
+from hf_peft_recipes.data import Example, Renderer
+from hf_peft_recipes.data.rendering import IGNORED, TokenRow
+from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.preflight import RunRequest, examine
+from hf_peft_recipes.rows import Tokenized, tokenize
+from hf_peft_recipes.spec import ResolvedRecipe
+
+_UNFINISHED = "\ufffd"
+"""What bytes that make no character yet are decoded to."""
+_LONGEST_CHARACTER = 4
+"""Bytes that a character has at most in UTF-8."""
+
+
+def inspect_data(
+    recipe: ResolvedRecipe, request: RunRequest, number: int = 3, row: int | None = None, longest: bool = False
+) -> dict[str, Any]:
+    """Return what `inspect --json` prints; its names are stable.
+
+    Args:
+        recipe: resolved.
+        request: with `dry_run`, so that no folder is asked for; it may hold the caller's objects.
+        number: rows to show.
+        row: the one row to show, counted from 0 among the usable training rows.
+        longest: show the longest rows, in place of some that are evenly spaced.
+
+    Raises:
+        UserError: as a run raises it for its data; a row that is not there.
+    """
+    examined = examine(recipe, request)
+    tokenized = tokenize(recipe, request, examined)
+    examples, train = examined.examples, examined.examples.train
+    rows = len(train) + len(train.held)
+    if row is not None and not 0 <= row < rows:
+        raise UserError(f"--row {row}: the usable training rows are 0 to {rows - 1}")
+    chosen: Sequence[int] = (
+        [row] if row is not None else [at * rows // number for at in range(min(number, rows))] if number else []
+    )
+    if longest and row is None:
+        chosen = _longest(train, tokenized.renderer, number)
+    placed = dict(zip(sorted(set(chosen)), train.pick_placed(sorted(set(chosen))), strict=True))
+    data = recipe.section("data") or {}
+    template = "chat template" if tokenized.renderer.has_template else "none: prompt, separator, answer, end token"
+    return {
+        "recipe": recipe.name,
+        "dataset": examples.name,
+        "format": examples.format,
+        "columns": dict(examples.columns),
+        "fingerprint": examples.fingerprint,
+        "model": models.base_location(recipe.section("model")),
+        "template": template,
+        "loss_on": data["loss_on"],
+        "max_length": tokenized.max_length,
+        "splits": {
+            "train": len(train), "validation": len(examples.validation), "held_out": len(examples.held_out)
+        },
+        "checks": [vars(check) for check in tokenized.checks],
+        "ledger": tokenized.data.ledger,
+        "rows": [_shown(place, at, example, tokenized) for at, (place, example) in placed.items()],
+    }  # fmt: skip
+
+
+def _longest(train: Any, renderer: Renderer, number: int) -> Sequence[int]:
+    """Return the numbers of the rows with the most tokens, longest first."""
+
+    def lengths() -> Any:
+        for at, (_, example) in enumerate(train.all_placed()):
+            made = renderer.rows([example])[0]
+            yield (len(made.input_ids) if isinstance(made, TokenRow) else 0), at
+
+    return [at for _, at in heapq.nlargest(number, lengths())]
+
+
+def _shown(place: str, at: int, example: Example, tokenized: Tokenized) -> dict[str, Any]:
+    renderer, limit = tokenized.renderer, tokenized.max_length
+    row, tokenizer = renderer.row(example), renderer.tokenizer
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    length = len(row.input_ids)
+    return {
+        "place": place,
+        "index": at,
+        "length": length,
+        "supervised": sum(label != IGNORED for label in row.labels),
+        "cuts": list(range(limit, length, limit)) if limit else [],
+        "tokens": [
+            {"id": token, "text": text, "supervised": label != IGNORED, "special": token in special}
+            for token, label, text in zip(row.input_ids, row.labels, _texts(row.input_ids, tokenizer), strict=True)
+        ],
+    }
+
+
+def _texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """Return what each token adds to the text; a character that several make up comes with the last of them."""
+    # Behind another token: alone, some decoders would drop a blank that it begins with.
+    anchor = tokenizer.convert_tokens_to_ids(tokenizer.tokenize("a"))[-1:]
+    before, texts, pending = tokenizer.decode(anchor), list[str](), list[int]()
+    for token in ids:
+        pending.append(token)
+        text = tokenizer.decode([*anchor, *pending])[len(before) :]
+        unfinished = text.endswith(_UNFINISHED) and len(pending) < _LONGEST_CHARACTER
+        texts.append("" if unfinished else text)
+        pending = pending if unfinished else []
+    return texts

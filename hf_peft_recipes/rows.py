@@ -1,0 +1,59 @@
+"""The rows of one run as its base will see them: token ids and labels, proved to be what is served, and the ledger.
+
+No weights are loaded: a base's config, generation config and tokenizer say all that is needed.
+"""
+
+from dataclasses import dataclass
+
+from hf_peft_recipes import models
+from hf_peft_recipes.data import SAMPLE, Check, PreparedData, Renderer, require_serving, tokenize_data
+from hf_peft_recipes.preflight import Examined, RunRequest
+from hf_peft_recipes.spec import ResolvedRecipe
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Data that are ready to train on."""
+
+    renderer: Renderer
+    checks: list[Check]
+    data: PreparedData
+    max_length: int | None
+    """Tokens a row may have: as the recipe says, and never more than the base was made for."""
+
+
+def tokenize(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> Tokenized:
+    """Return the rows as tokens, after the stop test.
+
+    Raises:
+        UserError: what would be trained on is not what would be served, or too many rows would be lost.
+    """
+    renderer, context = make_renderer(recipe, request, examined)
+    section, train = recipe.section("data") or {}, examined.examples.train
+    rows = len(train) + len(train.held)
+    number = min(SAMPLE, rows)
+    sample = train.pick([at * rows // number for at in range(number)])
+    checks = require_serving(renderer, sample, bool(section["fix"]))
+    lengths = [length for length in (recipe.value("training.max_length"), context) if length is not None]
+    max_length = min(lengths, default=None)
+    return Tokenized(renderer, checks, tokenize_data(examined.examples, renderer, max_length, section), max_length)
+
+
+def make_renderer(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> tuple[Renderer, int | None]:
+    """Return the renderer for the recipe's base, and how many positions that base was made for.
+
+    Raises:
+        UserError: the base has no tokenizer or config that can be read.
+    """
+    section = recipe.section("model")
+    tokenizer = request.tokenizer or models.load_tokenizer(section)
+    if request.model is None:
+        config, generation = models.load_configs(section)
+    else:
+        config, generation = request.model.config, request.model.generation_config
+    data = recipe.section("data") or {}
+    separator = data["separator"]
+    if separator is None:
+        separator = "" if examined.examples.joins_exactly else "\n"
+    stops = models.stop_ids(generation, tokenizer)
+    return Renderer(tokenizer, stops, data["loss_on"], separator), models.context_length(config)
