@@ -24,7 +24,10 @@ import psutil
 from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.embedded import MODEL_DIR
 
-WORDS = ["the", "soup", "was", "cold", "and", "the", "waiter", "polite", "although", "we", "waited", "long", "before", "anyone", "took", "our", "order"]
+WORDS = (
+    "the", "soup", "was", "cold", "and", "the", "waiter", "polite", "although", "we", "waited", "long", "before",
+    "anyone", "took", "our", "order",
+)  # fmt: skip
 
 
 def make_chats(path: Path, number: int) -> None:
@@ -52,7 +55,7 @@ def ours(path: Path) -> dict[str, float]:
     start = time.perf_counter()
     examined = examine(recipe, request)
     looked = time.perf_counter()
-    data = tokenize(recipe, request, examined).data
+    data = tokenize(recipe, request, examined).rows
     tokenized = time.perf_counter()
     _trainer(data.train, packing_strategy="bfd_split")
     packed = time.perf_counter()

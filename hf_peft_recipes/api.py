@@ -36,15 +36,11 @@ def get_recipe(name: str, *, device: Device | str | None = None, exact: bool = F
         UserError: an unknown name or key, or a value that its field cannot take.
     """
     objects = {key: overrides.pop(key) for key in _OBJECTS if key in overrides}
-    for key in ("model", "dataset"):
-        if not isinstance(overrides.get(key), (str, Path, Mapping, type(None))) or (
-            key == "dataset" and isinstance(overrides.get(key), Mapping)
-        ):
-            objects[key] = overrides.pop(key)
-    given = [
-        Override(key, str(value) if isinstance(value, Path) else value, f"keyword {key}")
-        for key, value in overrides.items()
-    ]
+    if not isinstance(overrides.get("model"), (str, Path, Mapping, type(None))):
+        objects["model"] = overrides.pop("model")
+    if not _is_name(overrides.get("dataset")):
+        objects["dataset"] = overrides.pop("dataset")
+    given = [Override(key, _without_paths(value), f"keyword {key}") for key, value in overrides.items()]
     return resolve_recipe(name, given, device, exact, objects)
 
 
@@ -250,6 +246,18 @@ class RunResult:
         text = StringIO()
         Console(file=text, width=110).print(run_table(self.record))
         return text.getvalue()
+
+
+def _is_name(dataset: Any) -> bool:
+    """Whether a data set is given by its name, or several by theirs."""
+    names = dataset if isinstance(dataset, list) and dataset else [dataset]
+    return all(isinstance(name, (str, Path, type(None))) for name in names)
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _lookup(name: str) -> tuple[str, str, str | Mapping[str, Any]]:

@@ -2,10 +2,11 @@
 
 import heapq
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from hf_peft_recipes import models
-from hf_peft_recipes.data import Example, Renderer
+from hf_peft_recipes.data import Example, Examples, Renderer
 from hf_peft_recipes.data.rendering import IGNORED, TokenRow
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.preflight import RunRequest, examine
@@ -33,18 +34,19 @@ def inspect_data(
     Raises:
         UserError: as a run raises it for its data; a row that is not there.
     """
+    if recipe.value("data.streaming"):
+        raise UserError("inspect looks at every row; leave --data.streaming out")
     examined = examine(recipe, request)
     tokenized = tokenize(recipe, request, examined)
-    examples, train = examined.examples, examined.examples.train
-    rows = len(train) + len(train.held)
+    examples, rows = examined.examples, examined.examples.usable_rows
     if row is not None and not 0 <= row < rows:
         raise UserError(f"--row {row}: the usable training rows are 0 to {rows - 1}")
     chosen: Sequence[int] = (
         [row] if row is not None else [at * rows // number for at in range(min(number, rows))] if number else []
     )
     if longest and row is None:
-        chosen = _longest(train, tokenized.renderer, number)
-    placed = dict(zip(sorted(set(chosen)), train.pick_placed(sorted(set(chosen))), strict=True))
+        chosen = _longest(examples, tokenized.renderer, number)
+    placed = dict(zip(sorted(set(chosen)), examples.pick(sorted(set(chosen))), strict=True))
     data = recipe.section("data") or {}
     template = "chat template" if tokenized.renderer.has_template else "none: prompt, separator, answer, end token"
     return {
@@ -58,23 +60,24 @@ def inspect_data(
         "loss_on": data["loss_on"],
         "max_length": tokenized.max_length,
         "splits": {
-            "train": len(train), "validation": len(examples.validation), "held_out": len(examples.held_out)
+            "train": examples.train_rows, "validation": len(examples.validation), "held_out": len(examples.held_out)
         },
         "checks": [vars(check) for check in tokenized.checks],
-        "ledger": tokenized.data.ledger,
+        "ledger": tokenized.rows.ledger(),
         "rows": [_shown(place, at, example, tokenized) for at, (place, example) in placed.items()],
     }  # fmt: skip
 
 
-def _longest(train: Any, renderer: Renderer, number: int) -> Sequence[int]:
+def _longest(examples: Examples, renderer: Renderer, number: int) -> Sequence[int]:
     """Return the numbers of the rows with the most tokens, longest first."""
+    rows = chain.from_iterable(source.corpus.all_placed() for source in examples.sources)
+    lengths = ((_length(renderer, example), at) for at, (_, example) in enumerate(rows))
+    return [at for _, at in heapq.nlargest(number, lengths)]
 
-    def lengths() -> Any:
-        for at, (_, example) in enumerate(train.all_placed()):
-            made = renderer.rows([example])[0]
-            yield (len(made.input_ids) if isinstance(made, TokenRow) else 0), at
 
-    return [at for _, at in heapq.nlargest(number, lengths())]
+def _length(renderer: Renderer, example: Example) -> int:
+    made = renderer.rows([example])[0]
+    return len(made.input_ids) if isinstance(made, TokenRow) else 0
 
 
 def _shown(place: str, at: int, example: Example, tokenized: Tokenized) -> dict[str, Any]:

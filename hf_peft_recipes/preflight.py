@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes import launching, models
-from hf_peft_recipes.data.preparation import Examples, read_examples
+from hf_peft_recipes.data.loading import read
+from hf_peft_recipes.data.reading import Examples
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE, read_result
 from hf_peft_recipes.spec import ResolvedRecipe
@@ -69,8 +70,9 @@ def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
     if request.model is None:
         models.check_base(recipe.section("model"))
     evaluation, data = recipe.section("evaluation") or {}, recipe.section("data") or {}
-    seed = recipe.value("training.seed") or 0
-    examples = read_examples(data, evaluation.get("split"), evaluation.get("max_rows"), seed, request.dataset)
+    if data["streaming"] and recipe.value("training.max_steps") in (None, -1) and not request.dry_run:
+        raise UserError("data.streaming needs --max_steps: the end of a stream is not known beforehand")
+    examples = read(data, evaluation, recipe.value("training.seed") or 0, request.dataset)
     if hint := _OTHER_FORMATS.get(recipe.objective, {}).get(examples.format):
         raise UserError(f"data set {examples.name!r} holds {examples.format} data, which {recipe.objective} {hint}")
     return Examined(output_dir, examples)

@@ -5,8 +5,8 @@ No weights are loaded: a base's config, generation config and tokenizer say all 
 
 from dataclasses import dataclass
 
-from hf_peft_recipes import models
-from hf_peft_recipes.data import SAMPLE, Check, PreparedData, Renderer, require_serving, tokenize_data
+from hf_peft_recipes import data, models
+from hf_peft_recipes.data import SAMPLE, Check, PreparedData, Renderer, require_serving
 from hf_peft_recipes.preflight import Examined, RunRequest
 from hf_peft_recipes.spec import ResolvedRecipe
 
@@ -17,7 +17,7 @@ class Tokenized:
 
     renderer: Renderer
     checks: list[Check]
-    data: PreparedData
+    rows: PreparedData
     max_length: int | None
     """Tokens a row may have: as the recipe says, and never more than the base was made for."""
 
@@ -29,14 +29,12 @@ def tokenize(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) ->
         UserError: what would be trained on is not what would be served, or too many rows would be lost.
     """
     renderer, context = make_renderer(recipe, request, examined)
-    section, train = recipe.section("data") or {}, examined.examples.train
-    rows = len(train) + len(train.held)
-    number = min(SAMPLE, rows)
-    sample = train.pick([at * rows // number for at in range(number)])
-    checks = require_serving(renderer, sample, bool(section["fix"]))
+    section, examples = recipe.section("data") or {}, examined.examples
+    checks = require_serving(renderer, examples.sample(SAMPLE), bool(section["fix"]))
     lengths = [length for length in (recipe.value("training.max_length"), context) if length is not None]
     max_length = min(lengths, default=None)
-    return Tokenized(renderer, checks, tokenize_data(examined.examples, renderer, max_length, section), max_length)
+    tokens = data.tokenize(examples, renderer, max_length, section, recipe.value("training.seed") or 0)
+    return Tokenized(renderer, checks, tokens, max_length)
 
 
 def make_renderer(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> tuple[Renderer, int | None]:
@@ -51,9 +49,9 @@ def make_renderer(recipe: ResolvedRecipe, request: RunRequest, examined: Examine
         config, generation = models.load_configs(section)
     else:
         config, generation = request.model.config, request.model.generation_config
-    data = recipe.section("data") or {}
-    separator = data["separator"]
+    own = recipe.section("data") or {}
+    separator = own["separator"]
     if separator is None:
         separator = "" if examined.examples.joins_exactly else "\n"
     stops = models.stop_ids(generation, tokenizer)
-    return Renderer(tokenizer, stops, data["loss_on"], separator), models.context_length(config)
+    return Renderer(tokenizer, stops, own["loss_on"], separator), models.context_length(config)

@@ -65,7 +65,7 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     # The first process fills the cache, the others take it.
     with PartialState().main_process_first():
         tokenized = tokenize(recipe, request, examined)
-    data, arguments.max_length = tokenized.data, tokenized.max_length
+    data, arguments.max_length = tokenized.rows, tokenized.max_length
     model = _model(recipe, request, objective)
     if data.validation is None:
         arguments.eval_strategy = type(arguments.eval_strategy)("no")
@@ -143,6 +143,7 @@ def _train(
     }
     record["loss_curve"] = [_point(log) for log in trainer.state.log_history if "loss" in log or "eval_loss" in log]
     record["proof"] = proof.result()
+    record["data"]["ledger"] = prepared.data.ledger()
     # Before anything else can fail.
     if prepared.world.is_main:
         _save(prepared, folder)
@@ -245,9 +246,9 @@ def _record(recipe: ResolvedRecipe, request: RunRequest, examined: Examined, pre
             "mended": {"as_served": prepared.renderer.as_served, "closes": prepared.renderer.closes},
             "checks": [dataclasses.asdict(check) for check in prepared.checks],
             "rows": {
-                "train": len(examples.train), "validation": len(examples.validation), "held_out": len(examples.held_out)
+                "train": examples.train_rows, "validation": len(examples.validation), "held_out": len(examples.held_out)
             },
-            "ledger": prepared.data.ledger,
+            "ledger": prepared.data.ledger(),
         },
         "parameters": dataclasses.asdict(prepared.parameters),
         "measured": {"peak_memory_bytes": None, "tokens_per_second": None, "step_seconds": None},
@@ -260,10 +261,17 @@ def _with_absolute_paths(recipe: ResolvedRecipe) -> ResolvedRecipe:
     """Return the recipe with local paths made absolute, so that its file works from any folder."""
     entries = type(recipe.entries)(recipe.entries)
     for path in (("model", "name_or_path"), ("data", "dataset")):
-        entry = entries.get(path)
-        if entry and isinstance(entry.value, (str, Path)) and Path(entry.value).expanduser().exists():
-            entries[path] = Entry(str(Path(entry.value).expanduser().resolve()), entry.origin, entry.reason)
+        if entry := entries.get(path):
+            named = entry.value if isinstance(entry.value, list) else [entry.value]
+            absolute = [_absolute(name) for name in named]
+            value = absolute if isinstance(entry.value, list) else absolute[0]
+            entries[path] = Entry(value, entry.origin, entry.reason)
     return dataclasses.replace(recipe, entries=entries)
+
+
+def _absolute(name: Any) -> Any:
+    path = Path(name).expanduser() if isinstance(name, (str, Path)) else None
+    return str(path.resolve()) if path and path.exists() else name
 
 
 def _callback(trainer: Any, kind: type[Any]) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hf_peft_recipes import models
-from hf_peft_recipes.data import Renderer, read_examples
+from hf_peft_recipes.data import Renderer, read
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.evaluation import Metrics, find_task, score_rows, summarize
 from hf_peft_recipes.generation import stream
@@ -80,7 +80,7 @@ def evaluate(trained: TrainedModel, record: Mapping[str, Any], with_base: bool =
     """
     recipe = trained.recipe
     section, seed = recipe.section("evaluation") or {}, recipe.value("training.seed") or 0
-    examples = read_examples(recipe.section("data") or {}, section["split"], section["max_rows"], seed)
+    examples = read(recipe.section("data") or {}, section, seed)
     rows = examples.held_out
     if not rows:
         raise UserError("there are no held-out rows to evaluate on (evaluation.max_rows, data.validation_size)")

@@ -29,9 +29,9 @@ def pieces(tmp_path, monkeypatch):
 
 
 def test_picking_and_parts_are_the_rows_in_order(pieces):
-    train = read(pieces).train
+    train = read(pieces).sources[0].corpus
     assert len(train.chunks) > 10
-    everything = [example.reference for example in read(pieces, validation_size=0).train]
+    everything = [example.reference for example in read(pieces, validation_size=0).sources[0].corpus]
     assert everything == [row["answer"] for row in many(500)]
     assert [example.reference for example in train.pick([0, 7, 499])] == ["It is 0.", "It is 14.", "It is 998."]
     assert len(train.held) == 50
@@ -52,7 +52,7 @@ def test_processes_find_what_one_process_finds(pieces, tmp_path, renderer, monke
     monkeypatch.setattr(workers.subprocess, "Popen", lambda *a, **k: started.append(1) or popen(*a, **k))
     together = tokenize(read(pieces), renderer, 32)
     assert len(started) == 4, "two to look at the rows, two to tokenise them"
-    assert together.ledger == alone.ledger
+    assert together.ledger() == alone.ledger()
     assert together.train.to_dict() == alone.train.to_dict()
 
 
@@ -71,7 +71,7 @@ def test_the_second_time_is_from_the_cache(pieces, tmp_path, renderer, monkeypat
     first = tokenize(read(pieces), renderer, 32)
     monkeypatch.setattr(preparation, "in_processes", None)
     second = tokenize(read(pieces), renderer, 32)
-    assert second.ledger == first.ledger
+    assert second.ledger() == first.ledger()
     assert second.train.to_dict() == first.train.to_dict()
     assert len(list((tmp_path / "cache").iterdir())) == 1
     # Whatever makes rows other rows makes them anew.
@@ -109,16 +109,16 @@ def test_a_leak_is_named_and_refused(tmp_path, renderer):
     message = r"2 of 40 held-out rows .*\(1 word for word, 1 but for case and punctuation; train\.jsonl:101, train"
     with pytest.raises(UserError, match=message):
         tokenize(examples, renderer, None, max_leaked=0.01)
-    ledger = tokenize(examples, renderer, None, max_leaked=0.1).ledger
+    ledger = tokenize(examples, renderer, None, max_leaked=0.1).ledger()
     assert ledger["held_out_duplicates"] == {"exact": 1, "normalized": 1}
 
 
 def test_a_split_made_here_holds_no_row_twice(renderer):
     prepared = tokenize(read(many(50) * 2), renderer, None, max_leaked=0.0)
-    reasons = prepared.ledger["reasons"]
+    reasons = prepared.ledger()["reasons"]
     assert reasons == {"the same as a row that was set aside": 10}
     held = {json.dumps(example.messages) for example in prepared.held_out}
-    assert len(held) + prepared.ledger["rows"]["kept"] / 2 <= 50
+    assert len(held) + prepared.ledger()["rows"]["kept"] / 2 <= 50
 
 
 def test_the_ledger_adds_up(renderer):
@@ -129,7 +129,7 @@ def test_the_ledger_adds_up(renderer):
         {"question": "", "answer": "x"},
     ]
     prepared = tokenize(read(rows, validation_size=0, on_bad_row="drop"), renderer, 24)
-    ledger = prepared.ledger
+    ledger = prepared.ledger()
     assert ledger["rows"]["kept"] + ledger["rows"]["dropped"] == 100
     assert sum(ledger["reasons"].values()) == ledger["rows"]["dropped"] == 3
     lengths = [len(row) for row in prepared.train["input_ids"]]
@@ -148,3 +148,29 @@ def test_a_flag_that_does_nothing_is_refused(row, loss_on):
     with pytest.raises(UserError, match=rf"data.loss_on: {loss_on} does nothing for data of the format"):
         read([row] * 3, loss_on=loss_on)
     assert set(SECTION) >= {"loss_on"}
+
+
+def test_data_sets_are_mixed_by_weight(tmp_path, renderer):
+    chats = [{"question": f"Chat {n}?", "answer": "yes"} for n in range(40)]
+    sums = [{"source": f"Sum {n}", "target": "no"} for n in range(20)]
+    names = [str(write_jsonl(tmp_path / "chats.jsonl", chats)), str(write_jsonl(tmp_path / "sums.jsonl", sums))]
+    examples = read(names, weights=[0.5, 2], validation_size=0.1)
+    assert (examples.format, examples.train_rows) == ("question_answer + source_target", 54)
+    assert len(examples.validation) == 6
+    prepared = tokenize(examples, renderer, None)
+    texts = renderer.tokenizer.batch_decode(list(prepared.train["input_ids"]))
+    assert [sum(word in text for text in texts) for word in ("Chat", "Sum")] == [18, 36]
+    assert len({text for text in texts if "Chat" in text}) == 18
+    told = prepared.ledger()["sources"]
+    assert [(source["weight"], source["rows"]["kept"]) for source in told] == [(0.5, 36), (2, 18)]
+    assert prepared.ledger()["rows"]["kept"] == 54
+    again = tokenize(read(names, weights=[0.5, 2], validation_size=0.1), renderer, None)
+    assert again.train.to_dict() == prepared.train.to_dict()
+    assert [place for place, _ in examples.pick([39, 40])] == ["chats.jsonl:40", "sums.jsonl:1"]
+
+
+@pytest.mark.parametrize("weights", [[1], [1, 0], [1, "2"], [1, 1, 1]])
+def test_weights_fit_the_data_sets(tmp_path, weights):
+    names = [str(write_jsonl(tmp_path / f"{name}.jsonl", many(4))) for name in ("a", "b")]
+    with pytest.raises(UserError, match=r"data.weights: .* is not one number above 0 for each of the 2 data sets"):
+        read(names, weights=weights)

@@ -4,7 +4,9 @@ from collections import Counter
 import pytest
 from conftest import write_jsonl
 
-from hf_peft_recipes.data import Renderer, read_examples, tokenize_data
+from hf_peft_recipes.data import Renderer
+from hf_peft_recipes.data.preparation import tokenize_data
+from hf_peft_recipes.data.reading import read_examples
 from hf_peft_recipes.data.rendering import IGNORED
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.models import load_tokenizer
@@ -18,6 +20,10 @@ SECTION = {
 
 def read(dataset, held_out=None, max_rows=None, seed=0, **section):
     return read_examples({**SECTION, **section, "dataset": dataset}, held_out, max_rows, seed)
+
+
+def train(examples):
+    return list(examples.sources[0].corpus)
 
 
 def tokenize(examples, renderer, max_length, overlong="split", **section):
@@ -50,11 +56,11 @@ def renderer(tokenizer):
 def test_formats_are_recognised(row, name, messages):
     examples = read([row] * 3)
     assert examples.format == name
-    assert [(turn["role"], turn["content"]) for turn in examples.train.pick([0])[0].messages] == messages
+    assert [(turn["role"], turn["content"]) for turn in examples.pick([0])[0][1].messages] == messages
 
 
 def test_plain_text():
-    assert read([{"text": "once upon"}] * 2).train.pick([0])[0].text == "once upon"
+    assert read([{"text": "once upon"}] * 2).pick([0])[0][1].text == "once upon"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +78,7 @@ def test_plain_text():
 def test_file_types(tmp_path, name, content, rows):
     (tmp_path / name).write_text(content, encoding="utf-8", newline="")
     examples = read(str(tmp_path / name), validation_size=0)
-    assert len(examples.train) == rows
+    assert examples.train_rows == rows
 
 
 def test_a_folder_of_labels(tmp_path):
@@ -80,14 +86,14 @@ def test_a_folder_of_labels(tmp_path):
     (tmp_path / "neg.txt").write_text("bad\n")
     examples = read(str(tmp_path), validation_size=0)
     assert examples.format == "text_label"
-    assert Counter(example.reference for example in examples.train) == {"pos": 3, "neg": 1}
+    assert Counter(example.reference for example in train(examples)) == {"pos": 3, "neg": 1}
 
 
 def test_a_folder_of_splits(tmp_path):
     for name, count in (("train", 5), ("dev", 2), ("test", 3)):
         write_jsonl(tmp_path / f"{name}.jsonl", [{"question": f"{name} {n}", "answer": "x"} for n in range(count)])
     examples = read(str(tmp_path))
-    assert (len(examples.train), len(examples.validation), len(examples.held_out)) == (5, 2, 3)
+    assert (examples.train_rows, len(examples.validation), len(examples.held_out)) == (5, 2, 3)
     assert examples.held_out_split == "test"
     assert len(read(str(tmp_path), held_out="validation").held_out) == 2
 
@@ -153,7 +159,7 @@ def test_unknown_columns_and_splits(rows):
 
 def test_bad_rows_can_be_dropped_and_are_counted(rows, renderer):
     examples = read([*rows, {"question": "q", "answer": None}], on_bad_row="drop", validation_size=0)
-    ledger = tokenize(examples, renderer, None, "error").ledger
+    ledger = tokenize(examples, renderer, None, "error").ledger()
     assert ledger["rows"] == {"kept": 40, "split": 0, "truncated": 0, "dropped": 1}
     assert ledger["reasons"] == {"'answer' is null, not text": 1}
 
@@ -163,13 +169,13 @@ def test_hold_out_is_deterministic_and_disjoint(rows):
     assert first.validation == second.validation
     assert first.validation != other.validation
     assert len(first.validation) == 4
-    assert {example.reference for example in first.validation}.isdisjoint({e.reference for e in first.train})
+    assert {example.reference for example in first.validation}.isdisjoint({e.reference for e in train(first)})
     # How many are scored never changes what is trained on.
-    assert read(rows, max_rows=2).train == first.train
+    assert train(read(rows, max_rows=2)) == train(first)
 
 
 def test_loss_stands_on_the_answer_and_its_end(renderer, tokenizer):
-    example = read([{"question": "What?", "answer": "That."}] * 2).train.pick([0])[0]
+    example = read([{"question": "What?", "answer": "That."}] * 2).pick([0])[0][1]
     row = renderer.row(example)
     supervised = [token for token, label in zip(row.input_ids, row.labels, strict=True) if label != IGNORED]
     assert tokenizer.decode(supervised) == "That.<|end|>"
@@ -181,7 +187,7 @@ def test_loss_stands_on_the_answer_and_its_end(renderer, tokenizer):
 def test_every_assistant_turn_or_the_last(tokenizer):
     turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     row = {"messages": [{"role": role, "content": content} for role, content in turns]}
-    example = read([row] * 2).train.pick([0])[0]
+    example = read([row] * 2).pick([0])[0][1]
 
     def supervised(loss_on):
         made = Renderer(tokenizer, [tokenizer.eos_token_id], loss_on, "\n").row(example)
@@ -195,7 +201,7 @@ def test_every_assistant_turn_or_the_last(tokenizer):
 def test_earlier_answers_in_the_prompt_are_context(tokenizer, renderer):
     prompt = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     row = {"prompt": prompt, "completion": [{"role": "assistant", "content": "d"}]}
-    made = renderer.row(read([row] * 2).train.pick([0])[0])
+    made = renderer.row(read([row] * 2).pick([0])[0][1])
     assert tokenizer.decode([label for label in made.labels if label != IGNORED]) == "d<|end|>"
 
 
@@ -217,14 +223,14 @@ def long_examples():
     ],
 )
 def test_overlong_rows(long_examples, renderer, overlong, rows, longest):
-    whole = tokenize(long_examples, renderer, None, "error").ledger["tokens"]
+    whole = tokenize(long_examples, renderer, None, "error").ledger()["tokens"]
     prepared = tokenize(long_examples, renderer, 16, overlong)
-    assert prepared.ledger["rows"] == rows
-    assert prepared.ledger["lengths"]["max"] == longest
+    assert prepared.ledger()["rows"] == rows
+    assert prepared.ledger()["lengths"]["max"] == longest
     if overlong == "split":
-        assert prepared.ledger["tokens"] == whole, "splitting lost tokens"
+        assert prepared.ledger()["tokens"] == whole, "splitting lost tokens"
     else:
-        assert prepared.ledger["tokens"]["total"] == 4 * 16
+        assert prepared.ledger()["tokens"]["total"] == 4 * 16
 
 
 def test_overlong_rows_dropped_or_refused(long_examples, renderer):
@@ -237,19 +243,19 @@ def test_overlong_rows_dropped_or_refused(long_examples, renderer):
 def test_a_prompt_that_fills_the_row_is_counted(renderer):
     rows = [{"question": "word " * 40, "answer": "x"}, {"question": "q", "answer": "y"}]
     prepared = tokenize(read(rows, validation_size=0), renderer, 16, "truncate")
-    assert prepared.ledger["rows"]["dropped"] == 1
-    assert prepared.ledger["reasons"] == {"fewer than 1 tokens to learn from within max_length": 1}
+    assert prepared.ledger()["rows"]["dropped"] == 1
+    assert prepared.ledger()["reasons"] == {"fewer than 1 tokens to learn from within max_length": 1}
 
 
 def test_embedded_data_are_balanced_and_leak_nothing():
     examples = read(None)
     assert examples.held_out_split == "test"
-    for part, count in ((examples.train, 1200), (examples.validation, 200), (examples.held_out, 200)):
+    for part, count in ((train(examples), 1200), (examples.validation, 200), (examples.held_out, 200)):
         assert len(part) == count
         assert Counter(example.reference for example in part) == {"positive": count / 2, "negative": count / 2}
     texts = [
         example.messages[0]["content"]
-        for part in (examples.train, examples.validation, examples.held_out)
+        for part in (train(examples), examples.validation, examples.held_out)
         for example in part
     ]
     assert len(set(texts)) == len(texts)
@@ -264,9 +270,9 @@ def test_datasets_objects(rows):
     from datasets import Dataset, DatasetDict
 
     table = Dataset.from_list(rows)
-    assert len(read(table).train) == 36
+    assert read(table).train_rows == 36
     both = read(DatasetDict(train=table, validation=table.select(range(3))))
-    assert (len(both.train), len(both.validation)) == (40, 3)
+    assert (both.train_rows, len(both.validation)) == (40, 3)
     assert read(table).fingerprint.startswith("datasets:")
 
 

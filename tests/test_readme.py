@@ -54,11 +54,26 @@ def test_the_decorator_block_runs():
     assert finished.stdout.strip() == "gentle", finished.stderr
 
 
+def test_the_data_are_looked_at(command, tmp_path):
+    for name in ("chats", "questions"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"question": f"{name} {n}?", "answer": f"{n}."} for n in range(20)])
+    typed = [words[1:] for words in commands() if "inspect" in words]
+    mixed = next(words[1:] for words in commands() if "--data.weights" in words)
+    assert len(typed) == 2
+    for words in [*typed, ["inspect", *mixed[1:]]]:
+        finished = command(*words, cwd=tmp_path)
+        assert finished.returncode == 0, finished.stderr
+    assert "36" in finished.stdout
+    assert "</html>" in (tmp_path / "look.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_mapped_columns_and_a_recipe_of_ones_own(command, tmp_path):
     write_jsonl(tmp_path / "questions.jsonl", [{"frage": f"Was ist {n}?", "antwort": f"{n}."} for n in range(20)])
-    typed = [words[1:] for words in commands() if "frage" in words or "cp" in words or words[-1] == "mine.yaml"]
-    assert [words[0] for words in typed] == ["train", "cp", "train"]
+    (tmp_path / "reviews.csv").write_text("text,label\n" + "".join(f"it was {n},good\n" for n in range(20)))
+    told = ("frage", "reviews.csv", "cp")
+    typed = [words[1:] for words in commands() if any(word in words for word in told) or words[-1] == "mine.yaml"]
+    assert [words[0] for words in typed] == ["train", "train", "cp", "train"]
     for words in typed:
         finished = command(*words, *(["--dry_run"] if words[0] == "train" else []), cwd=tmp_path)
         assert finished.returncode == 0, finished.stderr

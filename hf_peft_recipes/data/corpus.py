@@ -39,7 +39,12 @@ class Corpus:
     """The number of the first usable row."""
 
     def __len__(self) -> int:
-        return sum(self.survey.good) - len(self.held)
+        return self.usable - len(self.held)
+
+    @property
+    def usable(self) -> int:
+        """The number of usable rows, those that are set aside among them."""
+        return sum(self.survey.good)
 
     def __iter__(self) -> Iterator[Example]:
         return (example for _, example in self.placed())
@@ -49,11 +54,13 @@ class Corpus:
         return (placed for number, placed in enumerate(self.all_placed(), self.first) if number not in self.held)
 
     def all_placed(self) -> Iterator[tuple[str, Example]]:
-        """Yield the place and the example of every row that can be used, those that are set aside too."""
+        """Return an iterator over place and example of every row that can be used, those that are set aside too."""
+        return ((place, found) for place, found in self.looked() if isinstance(found, Example))
+
+    def looked(self) -> Iterator[tuple[str, Example | str]]:
+        """Yield the place of every row, and the example that it is or why it is none."""
         for chunk in self.chunks:
-            for place, found in _understood(chunk, self.format):
-                if isinstance(found, Example):
-                    yield place, found
+            yield from _understood(chunk, self.format)
 
     def pick(self, numbers: Sequence[int]) -> list[Example]:
         """Return the usable rows of these numbers, in order, reading no chunk that holds none of them."""

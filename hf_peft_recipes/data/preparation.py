@@ -1,44 +1,23 @@
-"""The data of one run: every row looked at, split, and turned into token rows under an account of where each went."""
+"""Token rows for one run, with an account in which every training row appears."""
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes.data.cache import cache_key, cached
-from hf_peft_recipes.data.columns import by_position
-from hf_peft_recipes.data.corpus import Corpus, survey_rows
-from hf_peft_recipes.data.formats import Example, detect_format
+from hf_peft_recipes.data.corpus import Corpus
+from hf_peft_recipes.data.formats import Example
+from hf_peft_recipes.data.reading import Examples, Source
 from hf_peft_recipes.data.rendering import IGNORED, Renderer, TokenRow
-from hf_peft_recipes.data.sources import Table, read_data
 from hf_peft_recipes.data.tokenization import SAME, Account, Fingerprints, HeldOut, Policy, tokenize_part
 from hf_peft_recipes.data.workers import in_processes
-from hf_peft_recipes.errors import UserError, did_you_mean
+from hf_peft_recipes.errors import UserError
 
 KEPT_IN_MEMORY = 5_000
 """Rows up to which a data set is tokenised anew each time, in memory: that takes about a second."""
-
-
-@dataclass(frozen=True)
-class Examples:
-    """A data set whose rows are all understood, before any tokenizer is known."""
-
-    name: str
-    format: str
-    columns: Mapping[str, str]
-    """Role to column."""
-    fingerprint: str
-    train: Corpus
-    validation: list[Example]
-    """Watched while training runs."""
-    held_out: list[Example]
-    """Scored before and after; the same rows as `validation` where the data set has only one held-out split."""
-    held_out_split: str
-    set_aside: bool
-    """Whether the validation rows were set aside here, the data set having none itself."""
-    joins_exactly: bool
 
 
 @dataclass
@@ -49,58 +28,12 @@ class PreparedData:
     """A `datasets.Dataset` with `input_ids` and `labels`."""
     validation: Any
     held_out: list[Example]
-    ledger: dict[str, Any]
-
-
-def read_examples(
-    section: Mapping[str, Any], held_out_split: str | None, max_rows: int | None, seed: int, dataset: Any = None
-) -> Examples:
-    """Return the data set's rows, every one of them looked at, split into training, validation and held-out.
-
-    Args:
-        section: the recipe's `data` section.
-        held_out_split: the split to score before and after; None takes `test`, else `validation`.
-        max_rows: held-out rows to keep, evenly spaced; None keeps all, 0 none.
-        seed: of the split that is made when the data set has no held-out one.
-        dataset: an object that the caller has, in place of `section["dataset"]`.
-
-    Raises:
-        UserError: a missing, empty or broken file, an unknown split or column, bad rows.
-    """
-    columns, templates = section.get("columns") or {}, section.get("format") or {}
-    raw = read_data(section["dataset"] if dataset is None else dataset, headless=by_position(columns))
-    train_table = _split(raw.splits, section["split"], "data.split")
-    if held_out_split is not None:
-        _split(raw.splits, held_out_split, "evaluation.split")
-    drops = section["on_bad_row"] == "drop"
-
-    def understood(table: Table) -> Corpus:
-        found = detect_format(table.columns, columns, table.label, templates, table.first_rows)
-        return survey_rows(table.label, table.chunks, found, drops)
-
-    train = understood(train_table)
-    _check_loss_on(section["loss_on"], train.format.name)
-    has = [split for split in ("validation", "test") if split in raw.splits and split != section["split"]]
-    name = held_out_split or ("test" if "test" in has else "validation")
-    here = "validation" not in has
-    if here:
-        held = _held_out(len(train), section["validation_size"], section["validation_rows"], seed)
-        validation, train = _spaced(train, held, max_rows), replace(train, held=frozenset(held))
-    else:
-        known = understood(raw.splits["validation"])
-        validation = _spaced(known, range(len(known)), max_rows)
-    held_out = validation
-    if name in raw.splits and name != "validation":
-        known = understood(raw.splits[name])
-        held_out = _spaced(known, range(len(known)), max_rows)
-    return Examples(
-        raw.name, train.format.name, train.format.columns, raw.fingerprint, train, validation, held_out, name, here,
-        train.format.joins_exactly,
-    )  # fmt: skip
+    ledger: Callable[[], dict[str, Any]]
+    """The account as it stands: of a stream it is whole only at the end."""
 
 
 def tokenize_data(
-    examples: Examples, renderer: Renderer, max_length: int | None, section: Mapping[str, Any]
+    examples: Examples, renderer: Renderer, max_length: int | None, section: Mapping[str, Any], seed: int = 0
 ) -> PreparedData:
     """Return the examples as token rows, with the ledger of the training rows.
 
@@ -109,46 +42,69 @@ def tokenize_data(
         renderer: made for the run's tokenizer.
         max_length: tokens a row may have; None for no limit.
         section: the recipe's `data` section: what becomes of rows that do not fit, and when it is too many.
+        seed: of the choice of rows where a weight is no whole number.
 
     Raises:
         UserError: rows that cannot be rendered, more lost rows than allowed, or no row with a token to learn from.
     """
-    from datasets import Dataset, concatenate_datasets
+    from datasets import concatenate_datasets
 
     drops = section["on_bad_row"] == "drop"
     policy = Policy(max_length, section["overlong"], drops, section["min_supervised_tokens"])
-    known = _known(examples)
+    held_out = HeldOut(Fingerprints.of(examples.given), Fingerprints.of(examples.set_aside))
+    whole, tables, told = Account(), [], []
+    for source in examples.sources:
+        account, table = _tokenized(source, examples.fingerprint, renderer, policy, held_out)
+        whole.add(account)
+        if table is not None:
+            tables.append(_weighted(table, source.weight, seed))
+        own = account.ledger(max_length)
+        told.append({"dataset": source.name, "weight": source.weight} | {key: own[key] for key in _TOLD})
+    _check_account(whole, examples, section)
+    ledger = {**whole.ledger(max_length), "sources": told}
+    validation = validation_table(examples.validation, renderer, policy)
+    return PreparedData(concatenate_datasets(tables), validation, examples.held_out, lambda: ledger)
+
+
+_TOLD = ("rows", "tokens", "reasons")
+"""What the ledger tells of each source apart."""
+
+
+def _tokenized(
+    source: Source, fingerprint: str, renderer: Renderer, policy: Policy, held_out: HeldOut
+) -> tuple[Account, Any]:
+    """Return the account of one source, and its token rows as a `datasets.Dataset`, None where no row is left."""
+    from datasets import Dataset, concatenate_datasets
+
+    corpus = source.corpus
 
     def make(folder: Path | None) -> tuple[Account, list[TokenRow]]:
-        parts = examples.train.parts(2) if folder else [examples.train]
+        parts = corpus.parts(2) if folder else [corpus]
         paths = [folder / f"{number}.arrow" if folder else None for number in range(len(parts))]
-        jobs = [(part, renderer, policy, known, path) for part, path in zip(parts, paths, strict=True)]
-        account, rows = Account(reasons=examples.train.survey.reasons.copy()), list[TokenRow]()
+        jobs = [(part, renderer, policy, held_out, path) for part, path in zip(parts, paths, strict=True)]
+        account, rows = Account(reasons=corpus.survey.reasons.copy()), list[TokenRow]()
         for part_account, part_rows in in_processes(tokenize_part, jobs):
             account.add(part_account)
             rows += part_rows
         return account, rows
 
-    if len(examples.train) <= KEPT_IN_MEMORY:
+    if len(corpus) <= KEPT_IN_MEMORY:
         account, rows = make(None)
-        train = _table(rows)
-    else:
-        key = _key(examples, renderer, policy, known)
-        account, files = cached(key, lambda folder: make(folder)[0])
-        train = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
-    _check_account(account, examples, section)
-    validation = _validation_rows(examples.validation, renderer, policy)
-    return PreparedData(train, _table(validation), examples.held_out, account.ledger(max_length))
+        return account, _table(rows)
+    key = _key(corpus, fingerprint, renderer, policy, held_out)
+    account, files = cached(key, lambda folder: make(folder)[0])
+    return account, concatenate_datasets([Dataset.from_file(str(file)) for file in files]) if account.lengths else None
 
 
-def _known(examples: Examples) -> HeldOut:
-    validation = Fingerprints.of(examples.validation)
-    given = Fingerprints.of([] if examples.held_out is examples.validation else examples.held_out)
-    if examples.set_aside:
-        return HeldOut(given, validation)
-    return HeldOut(
-        Fingerprints(validation.exact | given.exact, validation.normalized | given.normalized), Fingerprints()
-    )
+def _weighted(table: Any, weight: float, seed: int) -> Any:
+    """Return the rows as often as the weight says; of what is no whole number, a random share."""
+    from datasets import concatenate_datasets
+
+    times, share = int(weight), round((weight % 1) * len(table))
+    if (times, share) == (1, 0):
+        return table
+    some = [table.select(sorted(random.Random(seed).sample(range(len(table)), share)))] if share else []
+    return concatenate_datasets([table] * times + some)
 
 
 def _table(rows: Sequence[TokenRow]) -> Any:
@@ -158,52 +114,22 @@ def _table(rows: Sequence[TokenRow]) -> Any:
     return Dataset.from_dict(columns) if rows else None
 
 
-def _split(splits: Mapping[str, Table], name: str, origin: str) -> Table:
-    if name not in splits:
-        raise UserError(
-            f"no split {name!r} (from {origin}){did_you_mean(name, splits)} (the data set has {', '.join(splits)})"
-        )
-    return splits[name]
-
-
-def _check_loss_on(loss_on: str, rows_format: str) -> None:
-    nothing = {"text": ("assistant", "last_turn", "completion"), "messages": ("completion",)}
-    if loss_on in nothing.get(rows_format, ()):
-        raise UserError(
-            f"data.loss_on: {loss_on} does nothing for data of the format {rows_format}; leave it out, or see `inspect`"
-        )
-
-
-def _held_out(rows: int, size: float, limit: int | None, seed: int) -> list[int]:
-    """Return the numbers of the rows to set aside: at random, but always alike for one seed, whatever is scored."""
-    number = min(max(1, round(rows * size)), rows - 1) if size and rows > 1 else 0
-    number = number if limit is None else min(number, limit)
-    return sorted(random.Random(seed).sample(range(rows), number))
-
-
-def _spaced(corpus: Corpus, numbers: Sequence[int], limit: int | None) -> list[Example]:
-    """Return at most `limit` of the rows, evenly spaced, so that a file sorted by label keeps all its labels."""
-    if limit is not None and limit < len(numbers):
-        numbers = [numbers[index * len(numbers) // limit] for index in range(limit)]
-    return corpus.pick(numbers)
-
-
-def _validation_rows(examples: list[Example], renderer: Renderer, policy: Policy) -> list[TokenRow]:
-    """Return the rows whose loss is watched: those that can be rendered, cut as in training."""
+def validation_table(examples: Sequence[Example], renderer: Renderer, policy: Policy) -> Any:
+    """Return the rows whose loss is watched: those that can be rendered, cut as in training, or None."""
     limit = policy.max_length
     rows = [row for row in renderer.rows(examples) if isinstance(row, TokenRow)]
     cut = [TokenRow(row.input_ids[:limit], row.labels[:limit]) for row in rows]
-    return [row for row in cut if any(label != IGNORED for label in row.labels)]
+    return _table([row for row in cut if any(label != IGNORED for label in row.labels)])
 
 
-def _key(examples: Examples, renderer: Renderer, policy: Policy, known: HeldOut) -> str:
+def _key(corpus: Corpus, fingerprint: str, renderer: Renderer, policy: Policy, known: HeldOut) -> str:
     tokenizer = renderer.tokenizer
     vocabulary = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     settings = [renderer.loss_on, renderer.separator, renderer.as_served, renderer.closes, sorted(renderer.stop_ids)]
-    held = hashlib.sha256(repr(sorted(examples.train.held)).encode()).hexdigest()
+    held = hashlib.sha256(repr(sorted(corpus.held)).encode()).hexdigest()
     scored = [hashlib.sha256(b"".join(sorted(part.exact))).hexdigest() for part in (known.given, known.set_aside)]
     return cache_key(
-        examples.fingerprint, examples.train.label, repr(examples.train.format), held, scored,
+        fingerprint, corpus.label, repr(corpus.format), held, scored,
         vocabulary, tokenizer.chat_template, tokenizer.special_tokens_map, settings, repr(policy),
     )  # fmt: skip
 

@@ -157,6 +157,8 @@ def _hashed(chunks: Callable[..., Any], takes_headless: bool = False) -> "_Reade
 
 
 def _hash(path: Path, digest: Any) -> None:
+    if isinstance(digest, _Nothing):
+        return
     try:
         with path.open("rb") as file:
             while block := file.read(CHUNK_BYTES):
@@ -217,6 +219,23 @@ def file_chunks(path: Path, digest: Any = None, headless: bool = False) -> list[
         )
     _refuse_wide(path, kind)
     return READERS[kind](path, digest or _Nothing(), headless)
+
+
+def streamed_chunks(path: Path, headless: bool = False) -> list[Chunk]:
+    """Return the file as chunks without a pass over its bytes: a file of lines is one chunk, read line by line.
+
+    Args:
+        path: the file.
+        headless: as `file_chunks` takes it.
+
+    Raises:
+        UserError: as `file_chunks` raises it.
+    """
+    kind = {".jsonl": "jsonl", ".txt": "txt"}.get(file_type(path).removesuffix(".gz"))
+    if kind is None:
+        return file_chunks(path, None, headless)
+    _refuse_wide(path, file_type(path))
+    return [LineChunk(path, kind)]
 
 
 def labelled_chunks(path: Path, digest: Any) -> list[Chunk]:

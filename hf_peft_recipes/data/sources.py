@@ -50,19 +50,20 @@ class RawData:
     """sha256 over the names and bytes of the files, or the fingerprint that `datasets` keeps."""
 
 
-def read_data(dataset: Any, headless: bool = False) -> RawData:
+def read_data(dataset: Any, headless: bool = False, streamed: bool = False) -> RawData:
     """Return the tables of `dataset`, by split. Files are passed over once; their rows are read from the chunks.
 
     Args:
         dataset: None for the embedded demo; a file or a folder; a Hub id with an optional `@revision`; a
             `datasets.Dataset`, `IterableDataset` or `DatasetDict`; a list of rows, or a mapping of splits to such.
+        streamed: files are not passed over; they are told by name, size and time of change, not by their bytes.
         headless: CSV and TSV files have no head, their columns are called 1, 2, 3 …; see `columns.by_position`.
 
     Raises:
         UserError: nothing there, an empty or broken file, a file type that is not known, no row that can be read.
     """
     if dataset is None:
-        return _from_files("embedded demo", files_by_split(DATA_DIR), headless)
+        return _from_files("embedded demo", files_by_split(DATA_DIR), headless, streamed)
     if not isinstance(dataset, (str, Path)):
         return _from_object(dataset)
     if not str(dataset).strip():
@@ -75,7 +76,7 @@ def read_data(dataset: Any, headless: bool = False) -> RawData:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"data set {_shown(dataset)} cannot be read: {reason}") from None
     if files is not None:
-        return _from_files(str(path), files, headless)
+        return _from_files(str(path), files, headless, streamed)
     # A Hub id is `name` or `user/name`; what has a suffix or more slashes can only have been meant as a path.
     meant_as_path = file_type(path) or path.is_absolute() or str(dataset).startswith((".", "~"))
     if meant_as_path or str(dataset).split("@")[0].count("/") > 1:
@@ -90,7 +91,7 @@ def _shown(dataset: Any) -> str:
     return repr(text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…")
 
 
-def _from_files(name: str, files: Mapping[str, Sequence[Path]], headless: bool) -> RawData:
+def _from_files(name: str, files: Mapping[str, Sequence[Path]], headless: bool, streamed: bool) -> RawData:
     digest = hashlib.sha256()
     tables: dict[str, Table] = {}
     for split, paths in canonical_splits(files).items():

@@ -161,10 +161,29 @@ def _pieces(
                 if len(account.shown) < SHOWN_BAD_ROWS:
                     account.shown.append(f"{place}: {row}")
             else:
-                yield from _entered(place, row, policy, account)
+                yield from _cut_and_counted(place, row, policy, account)
 
 
-def _entered(place: str, row: TokenRow, policy: Policy, account: Account) -> Iterator[TokenRow]:
+def entered(
+    place: str, found: Example | str, renderer: Renderer, policy: Policy, held_out: HeldOut, account: Account
+) -> Iterator[TokenRow]:
+    """Yield the token rows of one row of a stream, entering its fate in the account.
+
+    Raises:
+        UserError: a bad row, where those are not dropped.
+    """
+    row: TokenRow | BadRowError | str = found if isinstance(found, str) else renderer.rows([found])[0]
+    if not isinstance(row, TokenRow):
+        if not policy.drops:
+            raise UserError(f"{place}: {row} (`--on_bad_row drop` leaves bad rows out, counted)")
+        account.reasons[str(row)] += 1
+    elif isinstance(found, Example) and held_out.set_aside.find(found):
+        account.reasons[SAME] += 1
+    else:
+        yield from _cut_and_counted(place, row, policy, account)
+
+
+def _cut_and_counted(place: str, row: TokenRow, policy: Policy, account: Account) -> Iterator[TokenRow]:
     length, limit = len(row.input_ids), policy.max_length
     too_long = limit is not None and length > limit
     if too_long and policy.overlong == "error":

@@ -9,7 +9,8 @@ from hf_peft_recipes.spec.upstream import Field
 
 HOUSE_FIELDS: dict[str, dict[str, Field]] = {
     "data": {
-        "dataset": Field("str"),  # a file, a folder, or a Hub id with an optional @revision
+        "dataset": Field("str"),  # a file, a folder, or a Hub id with an optional @revision; or a list of them
+        "weights": Field("list"),  # how often each of several data sets is seen in an epoch
         "split": Field("str"),  # the split to train on
         "validation_size": Field("float"),  # share of the training rows held out when there is no held-out split
         "validation_rows": Field("int"),  # and never more rows than this; null for no limit
@@ -23,6 +24,7 @@ HOUSE_FIELDS: dict[str, dict[str, Field]] = {
         "max_dropped": Field("float"),  # share of the rows; more stops the run
         "max_truncated": Field("float"),  # share of the rows; more stops the run
         "max_leaked": Field("float"),  # share of the held-out rows that stand among the training rows too
+        "streaming": Field("bool"),  # tokenise while training runs
         "fix": Field("bool"),  # mend what the stop test finds
     },
     "evaluation": {

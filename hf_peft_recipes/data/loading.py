@@ -1,0 +1,35 @@
+"""Data read whole, or streamed: the one choice between the two is made here."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hf_peft_recipes.data.preparation import PreparedData, tokenize_data
+from hf_peft_recipes.data.reading import Examples, read_examples
+from hf_peft_recipes.data.rendering import Renderer
+from hf_peft_recipes.data.streaming import StreamedExamples, read_stream, tokenize_stream
+
+
+def read(data: Mapping[str, Any], evaluation: Mapping[str, Any], seed: int, dataset: Any = None) -> Examples:
+    """Return the rows, understood and split.
+
+    Args:
+        data: the recipe's section of that name.
+        evaluation: the recipe's section of that name.
+        seed: of the split that is made when the data set has no held-out one.
+        dataset: an object that the caller has, in place of `data["dataset"]`.
+
+    Raises:
+        UserError: data that cannot be used.
+    """
+    if data["streaming"]:
+        return read_stream(data, evaluation.get("max_rows"), dataset)
+    return read_examples(data, evaluation.get("split"), evaluation.get("max_rows"), seed, dataset)
+
+
+def tokenize(
+    examples: Examples, renderer: Renderer, max_length: int | None, data: Mapping[str, Any], seed: int
+) -> PreparedData:
+    """Return the rows as tokens, see `tokenize_data` and `tokenize_stream`."""
+    if isinstance(examples, StreamedExamples):
+        return tokenize_stream(examples, renderer, max_length, data, seed)
+    return tokenize_data(examples, renderer, max_length, data, seed)

@@ -1,0 +1,107 @@
+"""Rows tokenised while training runs: the first step comes in seconds, whatever the size of the data.
+
+What that costs: no row has been looked at beforehand, so a bad one stops the run when it is reached (or is dropped and
+counted), and the ledger is whole only at the end.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from hf_peft_recipes.data.columns import by_position
+from hf_peft_recipes.data.corpus import Corpus, Survey
+from hf_peft_recipes.data.formats import Example, detect_format
+from hf_peft_recipes.data.preparation import PreparedData, validation_table
+from hf_peft_recipes.data.reading import Examples, Source, check_loss_on, find_split
+from hf_peft_recipes.data.rendering import Renderer
+from hf_peft_recipes.data.sources import read_data
+from hf_peft_recipes.data.tokenization import Account, Fingerprints, HeldOut, Policy, entered
+from hf_peft_recipes.errors import UserError
+
+LOOKED_AT = 1000
+"""Rows that are read beforehand, for the stop test and for what is set aside."""
+_SHUFFLED = 1000
+"""Rows among which the next one is drawn, since a stream cannot be shuffled whole."""
+
+
+class StreamedExamples(Examples):
+    """Data of which only the first rows have been looked at."""
+
+    @property
+    def train_rows(self) -> None:
+        """Not known before the stream ends."""
+        return None
+
+    def sample(self, number: int) -> list[Example]:
+        """Return the first usable rows."""
+        usable = (row for _, row in self.sources[0].corpus.looked() if isinstance(row, Example))
+        return list(islice(usable, number))
+
+
+def read_stream(section: Mapping[str, Any], max_rows: int | None, dataset: Any = None) -> StreamedExamples:
+    """Return the data after a look at the first rows; some of them are set aside as held-out rows.
+
+    Args:
+        section: the recipe's `data` section.
+        max_rows: held-out rows to keep; None keeps all that are set aside, 0 none.
+        dataset: an object that the caller has, in place of `section["dataset"]`.
+
+    Raises:
+        UserError: several data sets, a missing or empty file, an unknown split or column, a bad row among the first.
+    """
+    named = section["dataset"] if dataset is None else dataset
+    if isinstance(named, list) and named and isinstance(named[0], str):
+        raise UserError("data.streaming takes one data set; several are mixed without it")
+    columns = section.get("columns") or {}
+    raw = read_data(named, headless=by_position(columns), streamed=True)
+    table = find_split(raw.splits, section["split"], "data.split")
+    found = detect_format(table.columns, columns, table.label, section.get("format") or {}, table.first_rows)
+    check_loss_on(section["loss_on"], found.name)
+    corpus = Corpus(table.label, table.chunks, found, Survey([0] * len(table.chunks)))
+    number = min(section["validation_rows"] or 0, int(LOOKED_AT * section["validation_size"]))
+    looked = [placed for placed in islice(corpus.looked(), LOOKED_AT) if isinstance(placed[1], Example)]
+    if not looked:
+        raise UserError(f"{table.label}: every one of the first {LOOKED_AT} rows is bad")
+    number = min(number, len(looked) // 2)
+    aside = [example for _, example in looked[:number] if isinstance(example, Example)]
+    held_out = aside if max_rows is None else aside[:max_rows]
+    streamed = Corpus(table.label, table.chunks, found, corpus.survey, frozenset(range(number)))
+    return StreamedExamples(
+        raw.name, found.name, found.columns, raw.fingerprint, (Source(raw.name, streamed, 1.0),), held_out, held_out,
+        "validation", [], aside, found.joins_exactly,
+    )  # fmt: skip
+
+
+def tokenize_stream(
+    examples: StreamedExamples, renderer: Renderer, max_length: int | None, section: Mapping[str, Any], seed: int
+) -> PreparedData:
+    """Return the rows as a stream of token rows; the ledger fills while they are read.
+
+    Args:
+        examples: as `read_stream` returns them.
+        renderer: made for the run's tokenizer.
+        max_length: tokens a row may have; None for no limit.
+        section: the recipe's `data` section.
+        seed: of the shuffling.
+    """
+    from datasets import Features, IterableDataset, List, Value
+
+    policy = Policy(max_length, section["overlong"], section["on_bad_row"] == "drop", section["min_supervised_tokens"])
+    aside = HeldOut(Fingerprints(), Fingerprints.of(examples.set_aside))
+    account = Account()
+
+    def rows() -> Iterator[dict[str, list[int]]]:
+        corpus = examples.sources[0].corpus
+        usable = 0
+        for place, found in corpus.looked():
+            if isinstance(found, Example):
+                usable += 1
+                if usable - 1 in corpus.held:
+                    continue
+            for row in entered(place, found, renderer, policy, aside, account):
+                yield {"input_ids": row.input_ids, "labels": row.labels}
+
+    features = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
+    stream = IterableDataset.from_generator(rows, features=features).shuffle(seed=seed, buffer_size=_SHUFFLED)
+    validation = validation_table(examples.validation, renderer, policy)
+    return PreparedData(stream, validation, examples.held_out, lambda: account.ledger(max_length) | {"streamed": True})
