@@ -51,6 +51,7 @@ def ours(path: Path) -> dict[str, float]:
 
     overrides: dict[str, Any] = {"dataset": str(path), "data.validation_size": 0, "evaluation.max_rows": 0}
     recipe = get_recipe("lora", **overrides).resolved
+    _import_all()
     request = RunRequest(dry_run=True)
     start = time.perf_counter()
     examined = examine(recipe, request)
@@ -66,10 +67,18 @@ def trl(path: Path, processes: str) -> dict[str, float]:
     """Prepare the file as TRL does, given the same flags; return the seconds."""
     from datasets import load_dataset
 
+    _import_all()
     start = time.perf_counter()
     rows = load_dataset("json", data_files=str(path), split="train", cache_dir=str(path.parent / f"cache{processes}"))
     _trainer(rows, packing_strategy="bfd_split", dataset_num_proc=int(processes))
     return {"total": time.perf_counter() - start}
+
+
+def _import_all() -> None:
+    """Import what either side needs: a run needs it anyway, and its seconds are no part of preparing data."""
+    import peft  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+    from trl import SFTConfig, SFTTrainer  # noqa: F401
 
 
 def _trainer(rows: Any, **options: Any) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_peft_recipes.data.formats import BadRowError, Example
+from hf_peft_recipes.data.layout import Layout, learn_layout
 from hf_peft_recipes.data.turns import MARKS, Turn, find_turns
 from hf_peft_recipes.errors import UserError
 
@@ -47,6 +48,7 @@ class Renderer:
         self.tokenizer = tokenizer
         self.has_template = bool(tokenizer.chat_template)
         self.in_parts = self.has_template and self._wants_parts()
+        self._layout = self._learned() if self.has_template else None
         self.as_served = False
         """Whether an answer is trained behind what is served before it, where the template's conversation has another
         text there; earlier answers of such a conversation carry no loss."""
@@ -112,14 +114,21 @@ class Renderer:
                 prompt = self._plain_prompt(example.before_reference)
                 text = prompt + str(example.reference)
                 return _Draft(text, [Turn(len(prompt), len(text), len(text))], special_tokens=True, ends=True)
-            text, turns = find_turns(
-                example.messages, wanted, lambda messages, opens: self._render(messages, opens, example.tools)
-            )
+            text, turns = self._found(example, wanted)
             if self.as_served and turns and turns[-1].served is not None:
                 return _served_draft(text, turns[-1])
             return _Draft(text, turns, ends=self.closes and bool(turns))
         except BadRowError as error:
             return error
+
+    def _found(self, example: Example, wanted: Sequence[int]) -> tuple[str, list[Turn]]:
+        """Return the conversation's text and the wanted turns in it."""
+
+        def render(messages: Sequence[Mapping[str, Any]], opens: bool) -> str:
+            return self._render(messages, opens, example.tools)
+
+        found = self._layout.find(example.messages, wanted, render) if self._layout and not example.tools else None
+        return found or find_turns(example.messages, wanted, render)
 
     def _wanted(self, example: Example) -> list[int]:
         """Return the indices of the turns that carry loss; none under `all`, where every token does."""
@@ -215,6 +224,9 @@ class Renderer:
         except Exception as error:
             # Templates refuse conversations by raising inside Jinja, each in its own words.
             raise BadRowError(f"the chat template refuses the conversation: {error}") from None
+
+    def _learned(self) -> Layout | None:
+        return learn_layout(lambda messages, opens: self._render(messages, opens, ()))
 
     def _wants_parts(self) -> bool:
         """Whether the template reads contents as lists of parts only, as those of vision-language models do."""

@@ -192,7 +192,7 @@ def _cut_and_counted(place: str, row: TokenRow, policy: Policy, account: Account
         account.reasons["too long for max_length"] += 1
         return
     pieces = _cut(row, limit, policy.overlong) if limit is not None and too_long else [row]
-    counted = [(piece, sum(label != IGNORED for label in piece.labels)) for piece in pieces]
+    counted = [(piece, len(piece.labels) - piece.labels.count(IGNORED)) for piece in pieces]
     total = sum(number for _, number in counted)
     if total < policy.min_supervised_tokens:
         within = " within max_length" if too_long else ""

@@ -16,8 +16,8 @@ from hf_peft_recipes.errors import RecipeError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-WORTH_A_PROCESS = 4
-"""Chunks in a job from which starting an interpreter pays: about 16 MiB of text, a second or more of work."""
+WORTH_A_PROCESS = 2
+"""Chunks in a job from which starting an interpreter pays: about 8 MiB of text each, some seconds of work."""
 
 
 def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job]) -> list[Result]:
