@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 
 from hf_peft_recipes.data.formats import BadRowError, Example, Format
 from hf_peft_recipes.data.records import Chunk
@@ -73,8 +73,8 @@ class Corpus:
         for chunk, (start, end) in zip(self.chunks, pairwise(starts), strict=True):
             if wanted.isdisjoint(range(start, end)):
                 continue
-            here = replace(self, chunks=[chunk])
-            found |= {number: placed for number, placed in enumerate(here.all_placed(), start) if number in wanted}
+            rows = islice(replace(self, chunks=[chunk]).all_placed(), max(wanted & set(range(start, end))) + 1 - start)
+            found |= {number: placed for number, placed in enumerate(rows, start) if number in wanted}
         return [found[number] for number in numbers]
 
     def parts(self, number: int) -> list["Corpus"]:

@@ -13,6 +13,9 @@ from hf_peft_recipes.data.formats import Example, detect_format
 from hf_peft_recipes.data.sources import Table, read_data
 from hf_peft_recipes.errors import UserError, did_you_mean
 
+_PLACES = 8
+"""Places of the data from which a sample is taken."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -56,9 +59,12 @@ class Examples:
         return sum(source.corpus.usable for source in self.sources)
 
     def sample(self, number: int) -> list[Example]:
-        """Return so many of the usable rows, evenly spaced; all of them where there are fewer."""
-        number = min(number, self.usable_rows)
-        return [row for _, row in self.pick([at * self.usable_rows // number for at in range(number)])]
+        """Return so many of the usable rows, from a few places; all of them where there are fewer."""
+        # Neighbours, since a chunk is read as far as the last row that is wanted of it.
+        each, rest = divmod(min(number, self.usable_rows), _PLACES)
+        starts = [place * self.usable_rows // _PLACES for place in range(_PLACES)]
+        wanted = {start + at for start in starts for at in range(each + bool(rest)) if start + at < self.usable_rows}
+        return [row for _, row in self.pick(sorted(wanted)[:number])]
 
     def pick(self, numbers: Sequence[int]) -> list[tuple[str, Example]]:
         """Return place and example of the usable rows of these numbers, counted through all sources from 0."""

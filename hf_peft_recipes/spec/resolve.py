@@ -1,7 +1,7 @@
 """From a merged recipe to the values of one run: rules, then flags, then the scale of the learning rate. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -12,6 +12,7 @@ from hf_peft_recipes.spec.entries import GIVEN, SECTIONS, Entries, Entry, Path, 
 from hf_peft_recipes.spec.sections import (
     FLAG_ALIASES,
     OWNED_FIELDS,
+    as_share,
     check_path,
     check_value,
     renamed,
@@ -83,8 +84,9 @@ def resolve(composition: Composition, overrides: Sequence[Override], facts: Mapp
             _apply_rule(rule, entries, before, fields)
     _apply_scale(composition, entries, flags)
     entries = _over(entries, flags)
-    for path, entry in entries.items():
+    for path, entry in list(entries.items()):
         check_path(path, entry.origin, fields)
+        entry = entries[path] = replace(entry, value=as_share(path, entry.value))
         check_value(path, entry.value, entry.origin, fields)
     _check_whole(composition.name, entries)
     chosen = {path: entry for path, entry in before.items() if path not in flags}

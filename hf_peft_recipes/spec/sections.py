@@ -165,6 +165,17 @@ def check_path(path: Path, origin: str, fields: Mapping[str, Mapping[str, Field]
         raise UserError(f"{section}.{path[1]} (from {origin}) is a single value, not a mapping")
 
 
+def as_share(path: Path, value: object) -> object:
+    """Return `1%` as 0.01 where the house's own field is a share; any other value as it is."""
+    field = HOUSE_FIELDS.get(path[0], {}).get(path[1]) if len(path) == 2 else None
+    if field is None or field.annotation != "float" or not isinstance(value, str) or not value.endswith("%"):
+        return value
+    try:
+        return float(value.removesuffix("%")) / 100
+    except ValueError:
+        return value
+
+
 def check_value(path: Path, value: object, origin: str, fields: Mapping[str, Mapping[str, Field]]) -> None:
     """Raise a UserError when `value` is plainly of another type than its field, or is not one of its choices."""
     if path in CHOICES and value not in CHOICES[path]:
