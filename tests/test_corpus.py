@@ -174,3 +174,16 @@ def test_weights_fit_the_data_sets(tmp_path, weights):
     names = [str(write_jsonl(tmp_path / f"{name}.jsonl", many(4))) for name in ("a", "b")]
     with pytest.raises(UserError, match=r"data.weights: .* is not one number above 0 for each of the 2 data sets"):
         read(names, weights=weights)
+
+
+def test_files_of_one_name_are_not_taken_for_each_other(tmp_path, renderer, monkeypatch):
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(preparation, "KEPT_IN_MEMORY", 0)
+    names = []
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        rows = [{"question": f"{folder} {n}?", "answer": "yes"} for n in range(20)]
+        names.append(str(write_jsonl(tmp_path / folder / "chats.jsonl", rows)))
+    prepared = tokenize(read(names, validation_size=0), renderer, None)
+    texts = renderer.tokenizer.batch_decode(list(prepared.train["input_ids"]))
+    assert [sum(f"{folder} " in text for text in texts) for folder in ("one", "other")] == [20, 20]

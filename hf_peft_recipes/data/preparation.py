@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes.data.cache import cache_key, cached
-from hf_peft_recipes.data.corpus import Corpus
 from hf_peft_recipes.data.formats import Example
 from hf_peft_recipes.data.reading import Examples, Source
 from hf_peft_recipes.data.rendering import IGNORED, Renderer, TokenRow
@@ -54,7 +53,7 @@ def tokenize_data(
     held_out = HeldOut(Fingerprints.of(examples.given), Fingerprints.of(examples.set_aside))
     whole, tables, told = Account(), [], []
     for source in examples.sources:
-        account, table = _tokenized(source, examples.fingerprint, renderer, policy, held_out)
+        account, table = _tokenized(source, renderer, policy, held_out)
         whole.add(account)
         if table is not None:
             tables.append(_weighted(table, source.weight, seed))
@@ -70,9 +69,7 @@ _TOLD = ("rows", "tokens", "reasons")
 """What the ledger tells of each source apart."""
 
 
-def _tokenized(
-    source: Source, fingerprint: str, renderer: Renderer, policy: Policy, held_out: HeldOut
-) -> tuple[Account, Any]:
+def _tokenized(source: Source, renderer: Renderer, policy: Policy, held_out: HeldOut) -> tuple[Account, Any]:
     """Return the account of one source, and its token rows as a `datasets.Dataset`, None where no row is left."""
     from datasets import Dataset, concatenate_datasets
 
@@ -91,7 +88,7 @@ def _tokenized(
     if len(corpus) <= KEPT_IN_MEMORY:
         account, rows = make(None)
         return account, _table(rows)
-    key = _key(corpus, fingerprint, renderer, policy, held_out)
+    key = _key(source, renderer, policy, held_out)
     account, files = cached(key, lambda folder: make(folder)[0])
     return account, concatenate_datasets([Dataset.from_file(str(file)) for file in files]) if account.lengths else None
 
@@ -122,14 +119,15 @@ def validation_table(examples: Sequence[Example], renderer: Renderer, policy: Po
     return _table([row for row in cut if any(label != IGNORED for label in row.labels)])
 
 
-def _key(corpus: Corpus, fingerprint: str, renderer: Renderer, policy: Policy, known: HeldOut) -> str:
+def _key(source: Source, renderer: Renderer, policy: Policy, known: HeldOut) -> str:
+    corpus = source.corpus
     tokenizer = renderer.tokenizer
     vocabulary = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     settings = [renderer.loss_on, renderer.separator, renderer.as_served, renderer.closes, sorted(renderer.stop_ids)]
     held = hashlib.sha256(repr(sorted(corpus.held)).encode()).hexdigest()
     scored = [hashlib.sha256(b"".join(sorted(part.exact))).hexdigest() for part in (known.given, known.set_aside)]
     return cache_key(
-        fingerprint, corpus.label, repr(corpus.format), held, scored,
+        source.fingerprint, corpus.label, repr(corpus.format), held, scored,
         vocabulary, tokenizer.chat_template, tokenizer.special_tokens_map, settings, repr(policy),
     )  # fmt: skip
 

@@ -22,6 +22,7 @@ class Source:
     """One data set of those that are trained on."""
 
     name: str
+    fingerprint: str
     corpus: Corpus
     weight: float
     """How often each of its rows is seen in an epoch: 2 is twice, 0.5 a random half."""
@@ -137,9 +138,10 @@ def _read_one(
         known = understood(raw.splits[name])
         held_out = _spaced(known, range(len(known)), max_rows)
         given = [*given, *held_out]
+    source = Source(raw.name, raw.fingerprint, train, weight)
     return Examples(
-        raw.name, train.format.name, train.format.columns, raw.fingerprint, (Source(raw.name, train, weight),),
-        validation, held_out, name, given, set_aside, train.format.joins_exactly,
+        raw.name, train.format.name, train.format.columns, raw.fingerprint, (source,), validation, held_out, name,
+        given, set_aside, train.format.joins_exactly,
     )  # fmt: skip
 
 

@@ -66,8 +66,9 @@ def read_stream(section: Mapping[str, Any], max_rows: int | None, dataset: Any =
     aside = [example for _, example in looked[:number] if isinstance(example, Example)]
     held_out = aside if max_rows is None else aside[:max_rows]
     streamed = Corpus(table.label, table.chunks, found, corpus.survey, frozenset(range(number)))
+    source = Source(raw.name, raw.fingerprint, streamed, 1.0)
     return StreamedExamples(
-        raw.name, found.name, found.columns, raw.fingerprint, (Source(raw.name, streamed, 1.0),), held_out, held_out,
+        raw.name, found.name, found.columns, raw.fingerprint, (source,), held_out, held_out,
         "validation", [], aside, found.joins_exactly,
     )  # fmt: skip
 
