@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# Nothing of a test stays in the user's cache; set before any import that reads it, for child processes too.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-peft-recipes-tests-")
 PUBLIC = Path(os.environ.get("HF_PEFT_RECIPES_PUBLIC_DATA", ROOT.parent / "shared"))
 FAST = {"evaluation.max_rows": 16, "data.validation_rows": 8, "eval_strategy": "no", "save_strategy": "no"}
 """Overrides that keep a training test short."""

@@ -187,3 +187,14 @@ def test_files_of_one_name_are_not_taken_for_each_other(tmp_path, renderer, monk
     prepared = tokenize(read(names, validation_size=0), renderer, None)
     texts = renderer.tokenizer.batch_decode(list(prepared.train["input_ids"]))
     assert [sum(f"{folder} " in text for text in texts) for folder in ("one", "other")] == [20, 20]
+
+
+def test_what_is_made_of_cached_rows_is_not_taken_for_them(pieces, tmp_path, renderer, monkeypatch):
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(preparation, "KEPT_IN_MEMORY", 0)
+    first = tokenize(read(pieces), renderer, 32)
+    rows = first.train.to_dict()
+    # As packing does: `datasets` puts its own cache files beside those that it reads.
+    first.train.map(lambda row: {"input_ids": row["input_ids"][:1]}, remove_columns=["labels"])
+    assert len(list((tmp_path / "cache").glob("*/*.arrow"))) > 2
+    assert tokenize(read(pieces), renderer, 32).train.to_dict() == rows

@@ -12,9 +12,11 @@ from typing import Any
 
 from hf_peft_recipes.data.tokenization import Account
 
-_VERSION = 1
+_VERSION = 2
 """Of the code that makes rows: whoever changes what a row looks like adds one."""
 _ACCOUNT = "account.json"
+ROWS = "rows-"
+"""How the files of token rows begin: `datasets` puts what it makes of them into the same folder, under other names."""
 
 
 def cache_folder() -> Path:
@@ -35,7 +37,7 @@ def cached(key: str, make: Callable[[Path], Account]) -> tuple[Account, list[Pat
 
     Args:
         key: as `cache_key` returns it.
-        make: writes Arrow files into a folder, and returns the account of what it wrote.
+        make: writes Arrow files, called `ROWS` and a number, into a folder, and returns the account of what it wrote.
     """
     folder = cache_folder() / key
     if not (folder / _ACCOUNT).is_file():
@@ -56,4 +58,4 @@ def cached(key: str, make: Callable[[Path], Account]) -> tuple[Account, list[Pat
     for name in ("lengths", "supervised"):
         read[name] = Counter({int(key): number for key, number in read[name].items()})
     read["reasons"] = Counter(read["reasons"])
-    return Account(**{entry.name: read[entry.name] for entry in fields(Account)}), sorted(folder.glob("*.arrow"))
+    return Account(**{entry.name: read[entry.name] for entry in fields(Account)}), sorted(folder.glob(f"{ROWS}*.arrow"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_peft_recipes.data.cache import cache_key, cached
+from hf_peft_recipes.data.cache import ROWS, cache_key, cached
 from hf_peft_recipes.data.formats import Example
 from hf_peft_recipes.data.reading import Examples, Source
 from hf_peft_recipes.data.rendering import IGNORED, Renderer, TokenRow
@@ -77,7 +77,7 @@ def _tokenized(source: Source, renderer: Renderer, policy: Policy, held_out: Hel
 
     def make(folder: Path | None) -> tuple[Account, list[TokenRow]]:
         parts = corpus.parts(2) if folder else [corpus]
-        paths = [folder / f"{number}.arrow" if folder else None for number in range(len(parts))]
+        paths = [folder / f"{ROWS}{number}.arrow" if folder else None for number in range(len(parts))]
         jobs = [(part, renderer, policy, held_out, path) for part, path in zip(parts, paths, strict=True)]
         account, rows = Account(reasons=corpus.survey.reasons.copy()), list[TokenRow]()
         for part_account, part_rows in in_processes(tokenize_part, jobs):
