@@ -64,6 +64,26 @@ def resolve_recipe(
     return Recipe(decide(False), dict(objects or {}), decide)
 
 
+def certify(source: str | Path, *, fresh: bool = True) -> dict[str, Any]:
+    """Return the verdict on what a run wrote, loaded as a plain client loads it: `{status, checks, figures}`.
+
+    Args:
+        source: the run's folder.
+        fresh: whether to load it in a process of its own; the command line is one already.
+
+    Raises:
+        UserError: there is nothing to certify.
+    """
+    from hf_peft_recipes.upstream_noise import quiet
+
+    with quiet():
+        from hf_peft_recipes import certificate
+
+        folder = Path(source).expanduser()
+        certificate.read_statement(folder)
+        return certificate.certify_in_fresh_process(folder) if fresh else certificate.certify(folder)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A recipe that is decided to the last value, and can be run."""

@@ -9,6 +9,8 @@ EXIT_CODES = {
     2: "a mistake in what was asked: nothing was loaded or written",
     3: "the run stopped itself: what should train did not train, or what should be frozen moved",
     4: "the run stopped itself: the processes that came up are not the ones that were asked for",
+    5: "the Hub was not reached or refused; what is on this machine is whole, and the last line says how to go on",
+    6: "what was written does not load as what was trained; nothing was published",
     130: "interrupted from the keyboard",
 }
 
@@ -35,6 +37,18 @@ class LaunchError(RecipeError):
     """The number or kind of processes differs from what was asked for."""
 
     exit_code = 4
+
+
+class HubError(RecipeError):
+    """The Hub could not be reached, refused, or holds something else than was sent. Nothing local is lost."""
+
+    exit_code = 5
+
+
+class CertificateError(RecipeError):
+    """What was written does not load as what was trained."""
+
+    exit_code = 6
 
 
 def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3) -> str:

@@ -55,8 +55,12 @@ def reset_peak_memory() -> None:
 
 
 def release_free_memory() -> None:
-    """Give memory that loading and tokenising have freed back to the system, before training adds its own on top."""
+    """Give memory that is not used any more back to the system and the GPU."""
+    import torch
+
     gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     try:
         # glibc keeps freed pages for itself until asked, see malloc_trim(3).
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -89,12 +89,45 @@ def load_base(auto_class: Any, model_section: Mapping[str, Any] | None, quantiza
         keywords.setdefault("device_map", {"": PartialState().device})
     location = base_location(model_section)
     model = _from_pretrained(auto_class, location, "model", {**keywords, "use_safetensors": True})
-    for module in model.modules() if quantization else ():
-        # On processors with AVX-512 BF16, bitsandbytes 0.50 rewrites 4-bit weights at the first evaluation, for
-        # inference only: it fails where the rows are no multiple of 32, and the frozen base is no longer what it was.
+    keep_quantized_weights(model)
+    return model
+
+
+def keep_quantized_weights(model: Any) -> None:
+    """Keep bitsandbytes from rewriting the model's 4-bit weights.
+
+    On processors with AVX-512 BF16, bitsandbytes 0.50 does so at the first evaluation, for inference only: it fails where
+    the rows are no multiple of 32, and the frozen base is no longer what it was.
+    """
+    for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return model
+
+
+def base_files(model_section: Mapping[str, Any] | None) -> tuple[Path, str | None]:
+    """Return the folder with the base's files, and their commit where they come from the Hub.
+
+    Raises:
+        UserError: they are neither here nor to be had.
+    """
+    from transformers.utils import cached_file
+
+    section, location = model_section or {}, base_location(model_section)
+    folder = Path(location).expanduser()
+    if folder.is_dir():
+        return folder.resolve(), None
+    try:
+        config = Path(cached_file(location, "config.json", revision=section.get("revision"))).parent
+    except OSError as error:
+        raise UserError(f"model {location!r}: {str(error).splitlines()[0]}") from None
+    # The cache keeps a revision's files in a folder that is named after its commit.
+    return config, config.name
+
+
+def adapter_file(folder: Path) -> Path | None:
+    """Return the file of the adapter in `folder`, None when the folder holds none."""
+    path = folder / "adapter_model.safetensors"
+    return path if path.is_file() else None
 
 
 def add_adapter(model: Any, adapter: Mapping[str, Any], task_type: str) -> Any:

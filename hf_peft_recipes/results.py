@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.redaction import redact
 
 SCHEMA_VERSION = 1
 RESULT_FILE = "result.json"
@@ -16,11 +17,11 @@ SCHEMA_FILE = Path(__file__).parent / "result.schema.json"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old content or the new one, never a part."""
+    """Write a file, without secrets, so that a reader sees the old content or the new one, never a part."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.write(redact(text))
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)

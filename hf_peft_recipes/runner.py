@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from hf_peft_recipes import launching, measure, models, results
+from hf_peft_recipes import certificate, launching, measure, models, results, saving
 from hf_peft_recipes.data import Check, Example, PreparedData, Renderer
 from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.errors import RecipeError
@@ -46,6 +46,11 @@ class Prepared:
     """The faster paths that the model takes."""
     parameters: ParameterCount
     world: World
+
+    def release(self) -> None:
+        """Give up the model and all that training held, so that another process has room for its own."""
+        self.model = self.trainer = None
+        measure.release_free_memory()
 
 
 def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> Prepared:
@@ -99,9 +104,9 @@ def run(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> dict
         if made and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         raise
-    record = _record(recipe, request, examined, prepared)
+    record, main = _record(recipe, request, examined, prepared), prepared.world.is_main
     try:
-        if prepared.world.is_main:
+        if main:
             # Only now that nothing can be refused any more is the earlier run given up.
             if request.overwrite:
                 clear_run(folder)
@@ -109,13 +114,16 @@ def run(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> dict
             results.write_text(folder / results.RECIPE_FILE, recipe_file(_with_absolute_paths(recipe)))
             results.write_result(folder, record)
         _train(recipe, request, examined, prepared, record)
+        prepared.release()
+        if main:
+            _certify(recipe, folder, record)
         record |= {"status": "done", "exit_code": 0}
     except BaseException as error:
         code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
         record |= {"status": "failed", "exit_code": code, "error": f"{type(error).__name__}: {error}"}
         raise
     finally:
-        if prepared.world.is_main:
+        if main:
             record["measured"]["total_seconds"] = time.perf_counter() - started
             results.write_result(folder, record)
     return record
@@ -146,7 +154,9 @@ def _train(
     record["data"]["ledger"] = prepared.data.ledger()
     # Before anything else can fail.
     if prepared.world.is_main:
-        _save(prepared, folder)
+        # Without the autocast that training puts around the forward pass: a client has none.
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        saving.save(model, prepared.renderer.tokenizer, sorted(prepared.renderer.stop_ids), recipe, folder)
         plot_losses(record["loss_curve"], folder / "loss.png", recipe.name)
     after = _evaluate(recipe, prepared, examples, task)
     if before and after:
@@ -161,6 +171,14 @@ def _train(
             "examples": {"before": before.examples, "after": after.examples},
         }
     trainer.accelerator.wait_for_everyone()
+
+
+def _certify(recipe: ResolvedRecipe, folder: Path, record: dict[str, Any]) -> None:
+    """Let a fresh process load what was saved, and write its verdict into the record."""
+    if recipe.value("certify") == "off":
+        return
+    record["certificate"] = certificate.certify_in_fresh_process(folder)
+    certificate.require(record["certificate"], str(folder))
 
 
 def _arguments(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> dict[str, Any]:
@@ -197,18 +215,6 @@ def _evaluate(recipe: ResolvedRecipe, prepared: Prepared, examples: Sequence[Exa
     numbered = list(zip(share, scores, strict=True))
     gathered = gather_object(numbered) if world.size > 1 else numbered
     return summarize([score for _, score in sorted(gathered, key=lambda pair: pair[0])], task, section, arguments.seed)
-
-
-def _save(prepared: Prepared, folder: Path) -> None:
-    """Write the adapter (or, without one, the whole model) and the tokenizer to the root of the run's folder."""
-    model = prepared.trainer.accelerator.unwrap_model(prepared.trainer.model)
-    card = folder / "README.md"
-    had_card = card.exists()
-    model.save_pretrained(str(folder))
-    if card.exists() and not had_card:
-        # PEFT's is a form to fill in, with a path of this machine as the base.
-        card.unlink()
-    prepared.renderer.tokenizer.save_pretrained(str(folder))
 
 
 def _dry_run(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> dict[str, Any]:

@@ -6,11 +6,13 @@ import traceback
 
 import typer
 
+from hf_peft_recipes.cli.certifying import certify_command
 from hf_peft_recipes.cli.inspecting import inspect_command
 from hf_peft_recipes.cli.recipes import copy_command, list_command, show_command
 from hf_peft_recipes.cli.training import train_command
 from hf_peft_recipes.cli.using import chat_command, evaluate_command
 from hf_peft_recipes.errors import RecipeError
+from hf_peft_recipes.redaction import redact
 
 app = typer.Typer(
     name="hf-peft-recipes",
@@ -31,6 +33,7 @@ app.command("inspect", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(in
 app.command("train", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(train_command)
 app.command("evaluate", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(evaluate_command)
 app.command("chat", rich_help_panel=_WORK)(chat_command)
+app.command("certify", rich_help_panel=_WORK)(certify_command)
 
 
 def main() -> None:
@@ -46,12 +49,12 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
         _fail(f"{type(error).__name__}: {error} (a fault of this software or of a library below it)", 1)
 
 
 def _fail(message: str, exit_code: int) -> None:
     # Launchers turn every code into 1, so the line itself carries it.
     code = f" [exit code {exit_code}]" if "RANK" in os.environ else ""
-    print(f"error: {' '.join(message.split())}{code}", file=sys.stderr)
+    print(redact(f"error: {' '.join(message.split())}{code}"), file=sys.stderr)
     sys.exit(exit_code)

@@ -12,7 +12,7 @@ from hf_peft_recipes.cli.flags import parse_flags
 from hf_peft_recipes.cli.printing import print_json, print_rich
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.spec import load_part
-from hf_peft_recipes.spec.entries import SECTIONS
+from hf_peft_recipes.spec.entries import SCALARS, SECTIONS
 
 
 def complete_name(incomplete: str) -> list[str]:
@@ -62,8 +62,7 @@ def show_command(
         print_json(table)
         return
     rows = [("objective", table["objective"], "", "")]
-    if "speed" in table:
-        rows.append(("speed", *table["speed"].values()))
+    rows += [(key, *table[key].values()) for key in SCALARS[1:] if key in table]
     for section in SECTIONS:
         values = table.get(section)
         if values is None and section in table:

@@ -9,7 +9,7 @@ Path = tuple[str, ...]
 SECTIONS = ("model", "quantization", "adapter", "training", "data", "evaluation", "feedback")
 """The mappings of a recipe."""
 
-SCALARS = ("objective", "speed")
+SCALARS = ("objective", "speed", "certify")
 """The keys of a recipe that are no section."""
 
 

@@ -41,6 +41,7 @@ HOUSE_FIELDS: dict[str, dict[str, Field]] = {
 
 CHOICES: dict[Path, tuple[str, ...]] = {
     ("speed",): ("auto", "off"),
+    ("certify",): ("auto", "off"),
     ("data", "loss_on"): ("auto", "assistant", "last_turn", "completion", "all"),
     ("data", "overlong"): ("split", "truncate", "drop", "error"),
     ("data", "on_bad_row"): ("error", "drop"),
@@ -109,6 +110,8 @@ FLAG_ALIASES: dict[str, Path] = {
     "dataset_name": ("data", "dataset"),
     "split": ("data", "split"),
     "speed": ("speed",),
+    "certify": ("certify",),
+    "adapter_name_or_path": ("adapter", "name_or_path"),
     "fix": ("data", "fix"),
 }
 """Words of the command line that are no field's own name."""

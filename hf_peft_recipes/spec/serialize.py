@@ -11,8 +11,9 @@ from hf_peft_recipes.spec.resolve import ResolvedRecipe
 def shown(recipe: ResolvedRecipe) -> dict[str, Any]:
     """Return `{name, objective, <section>: {<key>: {value, origin, reason}}}`, nested keys joined by dots."""
     table: dict[str, Any] = {"name": recipe.name, "objective": recipe.objective, "summary": recipe.summary}
-    if (speed := recipe.entries.get(("speed",))) is not None:
-        table["speed"] = {"value": speed.value, "origin": speed.origin, "reason": speed.reason}
+    for key in SCALARS[1:]:
+        if (entry := recipe.entries.get((key,))) is not None:
+            table[key] = {"value": entry.value, "origin": entry.origin, "reason": entry.reason}
     for section in SECTIONS:
         rows = {
             ".".join(path[1:]): {"value": entry.value, "origin": entry.origin, "reason": entry.reason}

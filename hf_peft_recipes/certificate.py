@@ -1,0 +1,323 @@
+"""The certificate: a fresh process loads what was written, with plain `peft` or `transformers`, and says what it found.
+
+The live model leaves a statement, `certificate.json`: the digests of all that was trained, and on fixed prompts its token
+ids, its log-probabilities and its greedy answer. Whoever loads the folder, here or from the Hub, can be held to it. The
+prompts are the same for every run, so that no row of anybody's data is published with them.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_peft_recipes.errors import CertificateError, UserError
+from hf_peft_recipes.fingerprint import FINGERPRINT_FILE, differences, fingerprint, from_json, local_reader
+from hf_peft_recipes.generation import generate, inference
+from hf_peft_recipes.models import adapter_file, base_files, keep_quantized_weights
+from hf_peft_recipes.results import write_text
+
+STATEMENT_FILE = "certificate.json"
+PROMPTS = (
+    "Review: The rooms were quiet and the breakfast was late.\nIs this review positive or negative?",
+    "What is seventeen plus twenty-five?",
+    "Übersetze: le café ouvre à huit heures. 你好!",
+    "def mean(values):",
+)
+ANSWER_TOKENS = 16
+TOP = 32
+"""So many log-probabilities are kept at every position, the largest ones."""
+TOLERANCE = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
+"""How far a log-probability may be off, in nats, by the base's dtype: other kernels round differently. On one machine the
+differences seen are zero."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was compared."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def state(
+    model: Any, tokenizer: Any, stop_ids: Sequence[int], model_class: str, load: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what the live model says of itself, to be written beside its weights.
+
+    Args:
+        model: with its adapter, or trained whole.
+        tokenizer: of the model.
+        stop_ids: ids that end an answer.
+        model_class: name of the transformers class that loads the base.
+        load: keyword arguments with which a plain client loads it: `dtype`, `quantization` …
+    """
+    prompts = []
+    for text in PROMPTS:
+        ids = prompt_ids(tokenizer, text)
+        (answer,) = generate(model, [ids], stop_ids, tokenizer.pad_token_id, ANSWER_TOKENS, 1)
+        said = _log_probabilities(model, ids, answer)
+        values, tokens = said.topk(min(TOP, said.shape[1]))
+        prompts.append(
+            {
+                "text": text,
+                "ids": ids,
+                "answer": answer,
+                "tokens": tokens.tolist(),
+                "log_probabilities": [[round(value, 6) for value in row] for row in values.tolist()],
+            }
+        )
+    return {
+        "schema_version": 1,
+        "adapter_effect": _without_adapter(model, prompts),
+        "model_class": model_class,
+        "load": dict(load),
+        "stop_ids": list(stop_ids),
+        "trained": {name: digest(tensor) for name, tensor in model.named_parameters() if tensor.requires_grad},
+        "prompts": prompts,
+    }
+
+
+def write_statement(folder: Path, statement: Mapping[str, Any]) -> None:
+    """Write the statement into the folder that it is about."""
+    write_text(folder / STATEMENT_FILE, json.dumps(statement, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+def read_statement(folder: Path) -> dict[str, Any]:
+    """Return the statement of the model in `folder`.
+
+    Raises:
+        UserError: it has none, or one that cannot be read.
+    """
+    path = folder / STATEMENT_FILE
+    if not path.is_file():
+        raise UserError(f"{str(folder)!r} has no {STATEMENT_FILE}: what it was when it was trained is not known")
+    try:
+        statement: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: broken JSON: {error}") from None
+    return statement
+
+
+def certify(folder: Path) -> dict[str, Any]:
+    """Return the verdict on the model in `folder`, loaded in this process: `{status, checks, figures}`.
+
+    Args:
+        folder: an adapter or a model, with its statement.
+
+    Raises:
+        UserError: there is no statement.
+    """
+    statement = read_statement(folder)
+    checks: list[Check] = []
+    figures: dict[str, float] = {}
+    try:
+        _check_all(folder, statement, checks, figures)
+    except Exception as error:  # whatever a plain client may raise is the finding
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        checks.append(Check("loads", False, f"{type(error).__name__}: {lines[0] if lines else ''}"))
+    status = "passed" if all(check.ok for check in checks) else "failed"
+    return {"status": status, "checks": [asdict(check) for check in checks], "figures": figures}
+
+
+def certify_in_fresh_process(folder: Path) -> dict[str, Any]:
+    """Return the verdict on the model in `folder`, as `certify` gives it in a process of its own.
+
+    Raises:
+        CertificateError: the process ended without a verdict.
+    """
+    # A launcher's variables would make the process wait for others.
+    launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    inherited = {
+        key: value for key, value in os.environ.items() if key not in launched and not key.startswith("ACCELERATE_")
+    }
+    command = [sys.executable, "-m", "hf_peft_recipes", "certify", str(folder), "--json"]
+    finished = subprocess.run(command, env=inherited, capture_output=True, text=True, check=False)
+    try:
+        verdict: dict[str, Any] = json.loads(finished.stdout)
+    except ValueError:
+        last = (finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"])[-1]
+        raise CertificateError(f"the certificate's process ended without a verdict: {last}") from None
+    return verdict
+
+
+def require(verdict: Mapping[str, Any], what: str) -> None:
+    """Raise a CertificateError that names every check that failed."""
+    failed = [f"{check['name']}: {check['detail']}" for check in verdict["checks"] if not check["ok"]]
+    if failed:
+        raise CertificateError(f"{what} does not load as what was trained: {'; '.join(failed)}")
+
+
+def prompt_ids(tokenizer: Any, text: str) -> list[int]:
+    """Return the token ids of a prompt as a plain client makes them."""
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": text}]
+        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        return list(encoded["input_ids"])
+    return list(tokenizer(text).input_ids)
+
+
+def digest(tensor: Any) -> str:
+    """Return the tensor's shape, dtype and the start of the SHA-256 of its bytes."""
+    import torch
+
+    plain = tensor.detach().cpu().contiguous()
+    content = hashlib.sha256(plain.reshape(-1).view(torch.uint8).numpy()).hexdigest()[:32]
+    return f"{'x'.join(map(str, plain.shape))} {str(plain.dtype).removeprefix('torch.')} {content}"
+
+
+def _check_all(folder: Path, statement: Mapping[str, Any], checks: list[Check], figures: dict[str, float]) -> None:
+    """Append one check after the other; what raises ends the list."""
+    from transformers import AutoTokenizer
+
+    adapter = adapter_file(folder)
+    if adapter is not None:
+        checks.append(_check_base(folder))
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    model = _load(folder, statement, adapter is not None)
+    if adapter is not None:
+        checks.append(_check_keys(model, adapter))
+    checks.append(_check_tensors(model, statement["trained"]))
+    checks.append(_check_template(tokenizer, statement["prompts"]))
+    tolerance = TOLERANCE.get(str(statement["load"].get("dtype")), TOLERANCE["bfloat16"])
+    figures["log_probability_difference"] = _difference(model, statement["prompts"])
+    if adapter is not None:
+        figures["adapter_effect"] = _without_adapter(model, statement["prompts"])
+        acts = figures["adapter_effect"] > figures["log_probability_difference"] or statement["adapter_effect"] == 0
+        told = f"log-probabilities are off by {figures['adapter_effect']:.4g} nats without it"
+        checks.append(Check("the adapter acts", acts, told))
+    off = figures["log_probability_difference"]
+    checks.append(Check("logits", off <= tolerance, f"largest difference {off:.3g} nats, {tolerance:g} allowed"))
+    checks.append(_check_answers(model, tokenizer, statement, tolerance))
+
+
+def _load(folder: Path, statement: Mapping[str, Any], has_adapter: bool) -> Any:
+    """Return the model as a plain client of `peft` or `transformers` loads it."""
+    import peft
+    import torch
+    import transformers
+
+    keywords = dict(statement["load"])
+    if quantization := keywords.pop("quantization", None):
+        keywords["quantization_config"] = transformers.BitsAndBytesConfig(**quantization)
+    if torch.cuda.is_available():
+        keywords["device_map"] = {"": 0}
+    name = statement["model_class"]
+    loader = getattr(peft, name.replace("AutoModel", "AutoPeftModel")) if has_adapter else getattr(transformers, name)
+    model = loader.from_pretrained(str(folder), **keywords)
+    keep_quantized_weights(model)
+    return model.eval()
+
+
+def _check_base(folder: Path) -> Check:
+    """Compare the base that the adapter's config names with the fingerprint that travels with the adapter."""
+    path = folder / FINGERPRINT_FILE
+    if not path.is_file():
+        return Check("base", True, "not fingerprinted: it was an object of the caller's, without files")
+    expected = from_json(path.read_text(encoding="utf-8"))
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    found_in, commit = base_files(
+        {"name_or_path": config["base_model_name_or_path"], "revision": config.get("revision")}
+    )
+    told = differences(expected, fingerprint(local_reader(found_in), expected.name, commit))
+    return Check(
+        "base", not told, "; ".join(told[:3]) or f"{expected.name}{f'@{commit[:12]}' if commit else ''}, as trained on"
+    )
+
+
+def _check_keys(model: Any, adapter: Path) -> Check:
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(str(adapter), "pt") as file:
+        written = set(file.keys())
+    loaded = set(get_peft_model_state_dict(model))
+    missing, unknown = sorted(loaded - written), sorted(written - loaded)
+    told = [
+        f"{len(names)} {what} ({names[0]} …)" for what, names in (("missing", missing), ("unknown", unknown)) if names
+    ]
+    return Check("keys", not told, "; ".join(told) or f"{len(written)} tensors, none missing, none unknown")
+
+
+def _check_tensors(model: Any, trained: Mapping[str, str]) -> Check:
+    """Compare every tensor that was trained with what was loaded under its name."""
+    loaded = dict(model.named_parameters())
+    missing = [name for name in trained if name not in loaded]
+    other = [name for name in trained if name in loaded and digest(loaded[name]) != trained[name]]
+    told = [
+        f"{len(names)} {what} ({names[0]} …)"
+        for what, names in (("not loaded", missing), ("of other values", other))
+        if names
+    ]
+    return Check("trained tensors", not told, "; ".join(told) or f"{len(trained)} tensors, equal bit for bit")
+
+
+def _check_template(tokenizer: Any, prompts: Sequence[Mapping[str, Any]]) -> Check:
+    differ = [prompt["text"] for prompt in prompts if prompt_ids(tokenizer, prompt["text"]) != prompt["ids"]]
+    told = (
+        f"{len(differ)} of {len(prompts)} prompts give other tokens"
+        if differ
+        else f"{len(prompts)} prompts, the same tokens"
+    )
+    return Check("tokenizer and template", not differ, told)
+
+
+def _check_answers(model: Any, tokenizer: Any, statement: Mapping[str, Any], tolerance: float) -> Check:
+    """Compare greedy answers; where two tokens were as good as equal, either may come."""
+    differ = []
+    for prompt in statement["prompts"]:
+        (answer,) = generate(
+            model, [prompt["ids"]], statement["stop_ids"], tokenizer.pad_token_id, ANSWER_TOKENS, 1
+        )  # fmt: skip
+        if answer == prompt["answer"]:
+            continue
+        at = next(
+            (at for at, pair in enumerate(zip(answer, prompt["answer"], strict=False)) if pair[0] != pair[1]),
+            min(len(answer), len(prompt["answer"])),
+        )
+        first, second = prompt["log_probabilities"][at][:2]
+        if first - second > 2 * tolerance:
+            differ.append(prompt["text"])
+    told = (
+        f"{len(differ)} of {len(PROMPTS)} answers differ"
+        if differ
+        else f"{len(statement['prompts'])} answers, the same"
+    )
+    return Check("greedy text", not differ, told)
+
+
+def _without_adapter(model: Any, prompts: Sequence[Mapping[str, Any]]) -> float:
+    """Return how far log-probabilities are off when the adapter is left out; 0 where there is none."""
+    if not hasattr(model, "disable_adapter"):
+        return 0.0
+    with model.disable_adapter():
+        return _difference(model, prompts)
+
+
+def _difference(model: Any, prompts: Sequence[Mapping[str, Any]]) -> float:
+    """Return the largest difference of a kept log-probability from what the model says now, in nats."""
+    import torch
+
+    largest = 0.0
+    for prompt in prompts:
+        now = _log_probabilities(model, prompt["ids"], prompt["answer"])
+        kept = torch.tensor(prompt["log_probabilities"])
+        found = now.gather(1, torch.tensor(prompt["tokens"]))
+        largest = max(largest, float((found - kept).abs().max()))
+    return largest
+
+
+def _log_probabilities(model: Any, ids: Sequence[int], answer: Sequence[int]) -> Any:
+    """Return log-probabilities of shape (len(answer) + 1, vocabulary): of each answer token, and of what follows it."""
+    import torch
+
+    with inference(model):
+        tokens = torch.tensor([[*ids, *answer]], device=model.device)
+        logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits
+    # Counted from the end: soft prompts add positions at the start.
+    return torch.log_softmax(logits[0, -len(answer) - 1 :].float(), -1).cpu()

@@ -1,0 +1,71 @@
+"""What a run writes when it has trained: the adapter or the model, its tokenizer, the base's fingerprint, the statement."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_peft_recipes import certificate, models
+from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.fingerprint import FINGERPRINT_FILE, fingerprint, local_reader
+from hf_peft_recipes.objectives import find_objective
+from hf_peft_recipes.results import write_text
+from hf_peft_recipes.spec import ResolvedRecipe
+
+_CARD = "README.md"
+
+
+def save(model: Any, tokenizer: Any, stop_ids: Sequence[int], recipe: ResolvedRecipe, folder: Path) -> None:
+    """Write the adapter (or, without one, the whole model) so that a plain client loads it, and what it can be held to.
+
+    Args:
+        model: as it was trained, out of its trainer's wrappers.
+        tokenizer: of the model.
+        stop_ids: ids that end an answer.
+        recipe: of the run.
+        folder: the run's.
+    """
+    had_card = (folder / _CARD).exists()
+    model.save_pretrained(str(folder))
+    if (folder / _CARD).exists() and not had_card:
+        # PEFT's is a form to fill in, with a path of this machine as the base.
+        (folder / _CARD).unlink()
+    tokenizer.save_pretrained(str(folder))
+    if hasattr(model, "peft_config"):
+        _pin_base(model, recipe, folder)
+    statement = certificate.state(
+        model, tokenizer, stop_ids, find_objective(recipe.objective).model_class().__name__, _loading(model, recipe)
+    )
+    certificate.write_statement(folder, statement)
+
+
+def _pin_base(model: Any, recipe: ResolvedRecipe, folder: Path) -> None:
+    """Name the base in the adapter's config by its full path or by its commit, and write its fingerprint beside it."""
+    section = dict(recipe.section("model") or {})
+    if not _is_from(model, section):
+        # The caller's own object: what it was loaded from, if from anything, is all that is known.
+        section = {"name_or_path": getattr(model.get_base_model().config, "_name_or_path", "") or ""}
+    try:
+        files, commit = models.base_files(section)
+        found = fingerprint(local_reader(files), files.name if commit is None else str(section["name_or_path"]), commit)
+    except UserError:
+        return
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config |= {"base_model_name_or_path": str(files) if commit is None else section["name_or_path"], "revision": commit}
+    write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_text(folder / FINGERPRINT_FILE, found.to_json())
+
+
+def _is_from(model: Any, section: Mapping[str, Any]) -> bool:
+    location = str(Path(models.base_location(section)).expanduser())
+    return getattr(model.get_base_model().config, "_name_or_path", None) in (location, section.get("name_or_path"))
+
+
+def _loading(model: Any, recipe: ResolvedRecipe) -> dict[str, Any]:
+    """Return the keyword arguments with which a plain client loads the model as it was trained."""
+    dtype = (recipe.section("model") or {}).get("dtype")
+    plain = dtype if isinstance(dtype, str) and dtype != "auto" else str(model.dtype).removeprefix("torch.")
+    attention = (recipe.section("model") or {}).get("attn_implementation")
+    loading = {"dtype": plain, "attn_implementation": attention, "quantization": recipe.section("quantization")}
+    return {key: value for key, value in loading.items() if value is not None}
