@@ -9,20 +9,35 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "PushRequest": "hf_peft_recipes.hub",
     "Recipe": "hf_peft_recipes.api",
     "RunResult": "hf_peft_recipes.api",
+    "certify": "hf_peft_recipes.api",
     "get_recipe": "hf_peft_recipes.api",
     "list_recipes": "hf_peft_recipes.api",
+    "pull": "hf_peft_recipes.api",
     "register_recipe": "hf_peft_recipes.registry",
     "RecipeError": "hf_peft_recipes.errors",
     "UserError": "hf_peft_recipes.errors",
 }
 
-__all__ = ["Recipe", "RecipeError", "RunResult", "UserError", "get_recipe", "list_recipes", "register_recipe"]
+__all__ = [
+    "PushRequest",
+    "Recipe",
+    "RecipeError",
+    "RunResult",
+    "UserError",
+    "certify",
+    "get_recipe",
+    "list_recipes",
+    "pull",
+    "register_recipe",
+]
 
 if TYPE_CHECKING:
-    from hf_peft_recipes.api import Recipe, RunResult, get_recipe, list_recipes
+    from hf_peft_recipes.api import Recipe, RunResult, certify, get_recipe, list_recipes, pull
     from hf_peft_recipes.errors import RecipeError, UserError
+    from hf_peft_recipes.hub import PushRequest
     from hf_peft_recipes.registry import register_recipe
 
 

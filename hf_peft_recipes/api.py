@@ -11,6 +11,7 @@ from hf_peft_recipes.spec import Override, ResolvedRecipe, compose, recipe_file,
 
 # Rooms that only a run needs are imported where it begins: `list` and `show` are to be instant.
 if TYPE_CHECKING:
+    from hf_peft_recipes.hub import PushRequest
     from hf_peft_recipes.preflight import RunRequest
 
 _OBJECTS = ("tokenizer", "callbacks")
@@ -68,20 +69,45 @@ def certify(source: str | Path, *, fresh: bool = True) -> dict[str, Any]:
     """Return the verdict on what a run wrote, loaded as a plain client loads it: `{status, checks, figures}`.
 
     Args:
-        source: the run's folder.
+        source: the folder of a run or of a merged model; or what was published, `user/name@revision`.
         fresh: whether to load it in a process of its own; the command line is one already.
 
     Raises:
         UserError: there is nothing to certify.
+        HubError: the Hub was not reached, or sent other bytes than it says it holds.
     """
+    from tempfile import TemporaryDirectory
+
     from hf_peft_recipes.upstream_noise import quiet
 
-    with quiet():
+    with quiet(), TemporaryDirectory() as scratch:
         from hf_peft_recipes import certificate
 
         folder = Path(source).expanduser()
+        if not folder.is_dir() and "/" in str(source):
+            folder = Path(scratch) / "published"
+            pull(str(source), folder)
         certificate.read_statement(folder)
         return certificate.certify_in_fresh_process(folder) if fresh else certificate.certify(folder)
+
+
+def pull(name: str, folder: str | Path | None = None) -> "RunResult":
+    """Return a published run, downloaded into a folder where every verb works on it.
+
+    Args:
+        name: `user/name`, or `user/name@revision`.
+        folder: must be empty or not exist; by default one of the repository's name.
+
+    Raises:
+        UserError: there is no such repository, it holds no run, or the folder is in use.
+        HubError: the Hub was not reached, or sent other bytes than it says it holds.
+    """
+    from hf_peft_recipes import hub
+
+    address = hub.parse_address(name)
+    target = Path(address.repo_id.rsplit("/", 1)[1] if folder is None else folder).expanduser()
+    hub.pull(address, target)
+    return RunResult.read(target)
 
 
 @dataclass(frozen=True)
@@ -127,7 +153,7 @@ class Recipe:
         from hf_peft_recipes.upstream_noise import quiet
 
         with quiet():
-            from hf_peft_recipes.runner import prepare
+            from hf_peft_recipes.assembly import prepare
 
             return prepare(resolved, request, examined).trainer
 
@@ -159,6 +185,7 @@ class Recipe:
         dry_run: bool = False,
         progress: bool = True,
         command: str | None = None,
+        publication: "PushRequest | None" = None,
     ) -> "RunResult":
         """Train, evaluate before and after, save; return the run's result.
 
@@ -169,11 +196,14 @@ class Recipe:
             dry_run: load everything, run one step, write nothing.
             progress: show how far it is.
             command: what started the run, for its record.
+            publication: where the run goes on the Hub when it is done.
 
         Raises:
             UserError: a mistake in what was asked; nothing has been written then.
             LaunchError: other processes came up than were asked for.
             NotTrainedError: the run stopped itself because tensors did not train.
+            CertificateError: what was saved does not load as what was trained.
+            HubError: the run is done, its folder whole, and it could not be published.
         """
         from hf_peft_recipes.preflight import examine
 
@@ -189,14 +219,16 @@ class Recipe:
             # Imported once the cheap checks are through: it brings torch and everything else along.
             from hf_peft_recipes.runner import run
 
-            record = run(resolved, request, examined)
+            record = run(resolved, request, examined, publication)
         return RunResult(examined.output_dir, record)
 
     def _for_run(self) -> ResolvedRecipe:
         """Return the recipe for training: with neither model nor data, that of the embedded demo."""
+        from hf_peft_recipes.adapters import continued
+
         named = [self.resolved.value("model.name_or_path"), self.resolved.value("data.dataset")]
         given = [self.objects.get("model"), self.objects.get("dataset")]
-        return self.decide(all(value is None for value in [*named, *given]))
+        return continued(self.decide(all(value is None for value in [*named, *given])))
 
     def _request(self, output_dir: str | Path | None, command: str, **options: Any) -> "RunRequest":
         from hf_peft_recipes.preflight import RunRequest
@@ -255,6 +287,30 @@ class RunResult:
             from hf_peft_recipes import trained
 
             return trained.load(self.folder, resolved, self.record)
+
+    def certify(self) -> dict[str, Any]:
+        """Return the verdict of a fresh process that loads what the run wrote: `{status, checks, figures}`."""
+        return certify(self.folder)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> dict[str, Any]:
+        """Publish the run; return `{url, commit, files, certificate, …}`, which its record holds from then on.
+
+        Args:
+            repo_id: `user/name`.
+            options: fields of `hf_peft_recipes.hub.PushRequest`: `private`, `revision`, `create_pr`, `tag`,
+                `base_model`, `push_base`.
+
+        Raises:
+            UserError: no token, no permission, a local base that nobody has named.
+            HubError: it did not go up; the message holds the command that goes on.
+            CertificateError: what was published does not load as what was trained.
+        """
+        from hf_peft_recipes.upstream_noise import quiet
+
+        with quiet():
+            from hf_peft_recipes import hub
+
+            return hub.push(self.folder, hub.PushRequest(repo_id, **options))
 
     def __str__(self) -> str:
         from io import StringIO

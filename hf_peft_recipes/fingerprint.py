@@ -1,7 +1,8 @@
 """The base's fingerprint: what tells one base model from another without reading all of it, from files or over HTTP.
 
-An adapter loads on any base whose shapes fit, and says nothing when it is the wrong one (peft#2566). So the config, every
-tensor's name, shape and type, and a sample of the weights travel with the adapter and are compared before it is loaded.
+An adapter loads on any base whose shapes fit, and says nothing when it is the wrong one (peft#2566). So the config,
+every tensor's name, shape and type, and a sample of the weights travel with the adapter and are compared before it is
+loaded.
 """
 
 import hashlib

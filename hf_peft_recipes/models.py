@@ -96,8 +96,8 @@ def load_base(auto_class: Any, model_section: Mapping[str, Any] | None, quantiza
 def keep_quantized_weights(model: Any) -> None:
     """Keep bitsandbytes from rewriting the model's 4-bit weights.
 
-    On processors with AVX-512 BF16, bitsandbytes 0.50 does so at the first evaluation, for inference only: it fails where
-    the rows are no multiple of 32, and the frozen base is no longer what it was.
+    On processors with AVX-512 BF16, bitsandbytes 0.50 does so at the first evaluation, for inference only: it fails
+    where the rows are no multiple of 32, and the frozen base is no longer what it was.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -130,24 +130,51 @@ def adapter_file(folder: Path) -> Path | None:
     return path if path.is_file() else None
 
 
+def fit_vocabulary(model: Any, tokenizer: Any) -> list[int]:
+    """Return the ids of the tokens that the tokenizer has and the model had not; the model has embeddings for them now.
+
+    They begin as transformers draws them, around the mean of the others, and mean nothing until they are trained.
+    """
+    known = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) <= known:
+        return []
+    model.resize_token_embeddings(len(tokenizer))
+    return list(range(known, len(tokenizer)))
+
+
+def vocabulary_layers(model: Any) -> list[str]:
+    """Return the names of the layers that hold a vector for every token: the embedding, and the head that is not it."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    kept = [embedding] if head is None or head.weight is embedding.weight else [embedding, head]
+    return [name.rpartition(".")[2] for name, module in model.named_modules() if any(module is one for one in kept)]
+
+
 def add_adapter(model: Any, adapter: Mapping[str, Any], task_type: str) -> Any:
     """Return the model with the adapter that the section describes, its trainable tensors in float32.
 
     Args:
         model: the base, quantised or not.
-        adapter: `peft_type` and the keyword arguments of that type's config class.
+        adapter: `peft_type` and the keyword arguments of that type's config class; or the `name_or_path` of an adapter
+            to go on with.
         task_type: PEFT's name of the task, `CAUSAL_LM` for one.
 
     Raises:
         UserError: PEFT refuses the configuration.
     """
-    from peft import get_peft_config, get_peft_model
+    from peft import PeftModel, get_peft_config, get_peft_model
 
     arguments = {**adapter, "peft_type": str(adapter["peft_type"]).upper(), "task_type": task_type}
     try:
-        wrapped = get_peft_model(model, get_peft_config(arguments))
+        if location := arguments.pop("name_or_path", None):
+            wrapped = PeftModel.from_pretrained(model, location, is_trainable=True)
+        else:
+            wrapped = get_peft_model(model, get_peft_config(arguments))
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"adapter: {str(error).splitlines()[0]}") from None
+    head = wrapped.get_output_embeddings()
+    if head is not None and not hasattr(head, "bias"):
+        # TRL 1.16 asks every head for its bias; PEFT's wrapper of one with trained tokens forwards only the weight.
+        object.__setattr__(head, "bias", head.original_module.bias)
     for parameter in wrapped.parameters():
         # In bfloat16 a step of 2e-5 is lost in rounding for most elements.
         if parameter.requires_grad and parameter.is_floating_point():

@@ -16,9 +16,9 @@ from hf_peft_recipes.spec import ResolvedRecipe
 
 _RUN_FILES = (RECIPE_FILE, RESULT_FILE, "adapter_config.json", "config.json", "trainer_state.json")
 _RUN_PATTERNS = (
-    *_RUN_FILES, "adapter_model.safetensors", "model*.safetensors", "model.safetensors.index.json",
-    "generation_config.json", "loss.png", "tokenizer*", "special_tokens_map.json", "chat_template.jinja",
-    "added_tokens.json", "vocab.json", "merges.txt", "training_args.bin", "checkpoint-*",
+    *_RUN_FILES, "adapter_model.safetensors", "certificate.json", "base_fingerprint.json", "model*.safetensors",
+    "model.safetensors.index.json", "generation_config.json", "loss.png", "tokenizer*", "special_tokens_map.json",
+    "chat_template.jinja", "added_tokens.json", "vocab.json", "merges.txt", "training_args.bin", "checkpoint-*",
 )  # fmt: skip
 
 _OTHER_FORMATS = {

@@ -1,4 +1,4 @@
-"""Secrets kept out of whatever is written or printed: tokens by their shape, and what the environment calls a secret."""
+"""Secrets kept out of what is written or printed: tokens by their shape, and what the environment calls a secret."""
 
 import os
 import re

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from hf_peft_recipes.errors import UserError, did_you_mean
 
 ENTRY_POINT_GROUP = "hf_peft_recipes.recipes"
+HUB_PREFIX = "hub:"
 
 RecipeFunction = TypeVar("RecipeFunction", bound=Callable[[], Mapping[str, Any]])
 
@@ -47,11 +48,13 @@ def list_names(pattern: str = "*") -> list[str]:
 
 
 def find(name: str) -> Source:
-    """Return the source of the recipe `name`: a registered name, or the path of a YAML file.
+    """Return the source of the recipe `name`: a registered name, the path of a YAML file, `hub:user/repo@revision`.
 
     Raises:
         UserError: nothing has that name, the file is missing, or two sources claim one name.
     """
+    if name.startswith(HUB_PREFIX):
+        return _from_hub(name)
     if looks_like_path(name):
         path = Path(name).expanduser()
         if not path.is_file():
@@ -114,6 +117,22 @@ def _from_file(path: Path, origin: str) -> Source:
             raise UserError(f"{origin}: not UTF-8 text (byte {error.start})") from None
 
     return Source(path.stem, origin, read, path)
+
+
+def _from_hub(name: str) -> Source:
+    """Return the recipe that a repository holds as `recipe.yaml`, its origin pinned to the commit that was found."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
+    repo_id, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
+    try:
+        path = Path(hf_hub_download(repo_id, "recipe.yaml", revision=revision or None))
+    except (HTTPError, HFValidationError, OSError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(f"recipe {name!r} cannot be had: {lines[0] if lines else type(error).__name__}") from None
+    # The cache keeps the files of a revision in a folder that is named after its commit.
+    origin = f"{HUB_PREFIX}{repo_id}@{path.parent.name}"
+    return Source(repo_id.rsplit("/", 1)[-1], origin, _from_file(path, origin).read, path)
 
 
 def _entry_points() -> list[Source]:

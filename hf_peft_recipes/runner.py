@@ -1,104 +1,55 @@
 """The whole path of one run, on one page: model and data, trainer, before, training, after, the run's folder."""
 
 import dataclasses
-import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
-from transformers import set_seed
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from hf_peft_recipes import certificate, launching, measure, models, results, saving
-from hf_peft_recipes.data import Check, Example, PreparedData, Renderer
+from hf_peft_recipes import certificate, hub, launching, measure, models, results, saving
+from hf_peft_recipes.assembly import Prepared, prepare
+from hf_peft_recipes.data import Example
 from hf_peft_recipes.device import detect_device
-from hf_peft_recipes.errors import RecipeError
+from hf_peft_recipes.errors import RecipeError, UserError
 from hf_peft_recipes.evaluation import Metrics, find_task, score_rows, summarize
-from hf_peft_recipes.launching import World
-from hf_peft_recipes.models import ParameterCount
-from hf_peft_recipes.objectives import Objective, find_objective
+from hf_peft_recipes.hub import CheckpointPublisher, PushRequest
 from hf_peft_recipes.preflight import Examined, RunRequest, clear_run, last_checkpoint
 from hf_peft_recipes.proof import TrainingProof
 from hf_peft_recipes.report.plot import plot_losses
-from hf_peft_recipes.report.progress import Progress
-from hf_peft_recipes.rows import tokenize
 from hf_peft_recipes.spec import Entry, ResolvedRecipe, recipe_file
-from hf_peft_recipes.speed import speed_up
 
 
-@dataclass
-class Prepared:
-    """Everything that a run needs, built and ready."""
+def run(
+    recipe: ResolvedRecipe, request: RunRequest, examined: Examined, publication: PushRequest | None = None
+) -> dict[str, Any]:
+    """Train, evaluate, save and publish; return the run's record, which stands in `result.json` too.
 
-    trainer: Any
-    model: Any
-    renderer: Renderer
-    checks: list[Check]
-    data: PreparedData
-    speed: list[str]
-    """The faster paths that the model takes."""
-    parameters: ParameterCount
-    world: World
-
-    def release(self) -> None:
-        """Give up the model and all that training held, so that another process has room for its own."""
-        self.model = self.trainer = None
-        measure.release_free_memory()
-
-
-def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> Prepared:
-    """Return the trainer with the model, the data and all that is measured along the way.
-
-    Raises:
-        UserError: the model, the data or the arguments do not go together.
-        LaunchError: other processes came up than were asked for.
-    """
-    objective = find_objective(recipe.objective)
-    arguments = objective.training_arguments(_arguments(recipe, request, examined))
-    world = World(
-        arguments.process_index, arguments.world_size, str(arguments.distributed_state.distributed_type.value)
-    )
-    launching.check_world(world, os.environ)
-    set_seed(arguments.seed)
-    # The first process fills the cache, the others take it.
-    with PartialState().main_process_first():
-        tokenized = tokenize(recipe, request, examined)
-    data, arguments.max_length = tokenized.rows, tokenized.max_length
-    model = _model(recipe, request, objective)
-    if data.validation is None:
-        arguments.eval_strategy = type(arguments.eval_strategy)("no")
-    callbacks = [TrainingProof(), measure.StepClock(), *request.callbacks]
-    trainer = objective.build_trainer(model, tokenized.renderer.tokenizer, data, arguments, callbacks)
-    # Ours is the one bar; upstream's stay silent.
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
-    if world.is_main and request.progress:
-        trainer.add_callback(Progress(measure.peak_memory_bytes))
-    speed = speed_up(model, detect_device().kind) if recipe.value("speed") != "off" else []
-    return Prepared(
-        trainer, model, tokenized.renderer, tokenized.checks, data, speed, models.count_parameters(model), world
-    )
-
-
-def run(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> dict[str, Any]:
-    """Train, evaluate and save; return the run's record, which stands in `result.json` too.
+    Args:
+        recipe: with every value decided.
+        request: what is asked for beside it.
+        examined: as `preflight.examine` returns it.
+        publication: where the run goes on the Hub; None keeps it here.
 
     Raises:
         UserError, LaunchError: as `prepare` raises them, before anything is written.
         NotTrainedError: training ran and did not train; the folder's record says so.
+        CertificateError: what was saved does not load as what was trained.
+        HubError: the run is done and was not published; the folder is whole.
     """
     if request.dry_run:
         return _dry_run(recipe, request, examined)
     folder, started = examined.output_dir, time.perf_counter()
-    made = launching.rank_from_environment() == 0 and not folder.exists()
+    first = launching.rank_from_environment() == 0
+    made = first and not folder.exists()
+    checkpoints = None
     try:
+        if publication and first:
+            checkpoints = _reserve(recipe, request, publication)
         prepared = prepare(recipe, request, examined)
     except RecipeError:
         if made and folder.is_dir() and not any(folder.iterdir()):
@@ -106,6 +57,8 @@ def run(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> dict
         raise
     record, main = _record(recipe, request, examined, prepared), prepared.world.is_main
     try:
+        if checkpoints:
+            prepared.trainer.add_callback(checkpoints)
         if main:
             # Only now that nothing can be refused any more is the earlier run given up.
             if request.overwrite:
@@ -125,7 +78,11 @@ def run(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> dict
     finally:
         if main:
             record["measured"]["total_seconds"] = time.perf_counter() - started
+            if checkpoints:
+                record["published_checkpoints"] = checkpoints.result()
             results.write_result(folder, record)
+    if publication and main:
+        _publish(folder, publication, record)
     return record
 
 
@@ -181,22 +138,23 @@ def _certify(recipe: ResolvedRecipe, folder: Path, record: dict[str, Any]) -> No
     certificate.require(record["certificate"], str(folder))
 
 
-def _arguments(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> dict[str, Any]:
-    arguments = dict(recipe.section("training") or {})
-    if request.dry_run:
-        arguments |= {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no", "report_to": "none"}
-    return arguments | {"output_dir": str(examined.output_dir), "disable_tqdm": True}
+def _reserve(recipe: ResolvedRecipe, request: RunRequest, publication: PushRequest) -> CheckpointPublisher | None:
+    """Let everything about the Hub fail now that can fail; return what publishes checkpoints, where it is asked for."""
+    section = recipe.section("model")
+    if request.model is not None:
+        raise UserError("--push_to_hub publishes a run whose base has a name; push this one by `result.push_to_hub(…)`")
+    base = hub.reserve(publication, models.base_location(section), lambda: hub.section_fingerprint(section))
+    return hub.CheckpointPublisher(publication.repo_id, base) if publication.every_save else None
 
 
-def _model(recipe: ResolvedRecipe, request: RunRequest, objective: Objective) -> Any:
-    adapter = recipe.section("adapter")
-    model = request.model
-    if model is None:
-        model = models.load_base(objective.model_class(), recipe.section("model"), recipe.section("quantization"))
-    # A caller's model that has its adapter already keeps it.
-    if adapter and not hasattr(model, "peft_config"):
-        model = models.add_adapter(model, adapter, objective.TASK_TYPE)
-    return model
+def _publish(folder: Path, publication: PushRequest, record: dict[str, Any]) -> None:
+    try:
+        record["push"] = hub.push(folder, publication)
+    except RecipeError as error:
+        # The run itself is done; the process ends with what became of the push.
+        record |= {**results.read_result(folder), "exit_code": error.exit_code}
+        results.write_result(folder, record)
+        raise
 
 
 def _evaluate(recipe: ResolvedRecipe, prepared: Prepared, examples: Sequence[Example], task: str) -> Metrics | None:
@@ -234,17 +192,19 @@ def _record(recipe: ResolvedRecipe, request: RunRequest, examined: Examined, pre
         "status": "running",
         "exit_code": None,
         "recipe": recipe.name,
+        "recipe_sources": [str(_absolute(source)) for source in recipe.sources],
         "objective": recipe.objective,
         "speed": prepared.speed,
         "command": request.command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "output_dir": str(examined.output_dir),
-        "base_model": models.base_location(recipe.section("model")),
+        "base_model": _base_model(recipe, request),
         "versions": measure.installed_versions(),
         "hardware": {"device": dataclasses.asdict(device), **measure.host_facts(), "processes": prepared.world.size},
         "seeds": {"training": prepared.trainer.args.seed, "data": prepared.trainer.args.data_seed},
         "data": {
             "dataset": examples.name,
+            "hub_ids": _hub_ids(recipe),
             "format": examples.format,
             "fingerprint": examples.fingerprint,
             "columns": dict(examples.columns),
@@ -273,6 +233,20 @@ def _with_absolute_paths(recipe: ResolvedRecipe) -> ResolvedRecipe:
             value = absolute if isinstance(entry.value, list) else absolute[0]
             entries[path] = Entry(value, entry.origin, entry.reason)
     return dataclasses.replace(recipe, entries=entries)
+
+
+def _base_model(recipe: ResolvedRecipe, request: RunRequest) -> str:
+    """Return the Hub id of the base, or the full path of its folder."""
+    if request.model is not None:
+        return str(getattr(request.model.config, "_name_or_path", "") or "an object of the caller's")
+    return str(_absolute(models.base_location(recipe.section("model"))))
+
+
+def _hub_ids(recipe: ResolvedRecipe) -> list[str]:
+    """Return the ids of those data sets that come from the Hub."""
+    named = recipe.value("data.dataset")
+    names = named if isinstance(named, list) else [named]
+    return [str(name).partition("@")[0] for name in names if name is not None and not Path(str(name)).exists()]
 
 
 def _absolute(name: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a run writes when it has trained: the adapter or the model, its tokenizer, the base's fingerprint, the statement."""
+"""What a run writes once it has trained: adapter or model, tokenizer, the base's fingerprint, the statement."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,41 +25,59 @@ def save(model: Any, tokenizer: Any, stop_ids: Sequence[int], recipe: ResolvedRe
         recipe: of the run.
         folder: the run's.
     """
+    _round_heads(model)
     had_card = (folder / _CARD).exists()
     model.save_pretrained(str(folder))
     if (folder / _CARD).exists() and not had_card:
         # PEFT's is a form to fill in, with a path of this machine as the base.
         (folder / _CARD).unlink()
     tokenizer.save_pretrained(str(folder))
-    if hasattr(model, "peft_config"):
-        _pin_base(model, recipe, folder)
+    _pin_base(model, recipe, folder)
     statement = certificate.state(
         model, tokenizer, stop_ids, find_objective(recipe.objective).model_class().__name__, _loading(model, recipe)
     )
     certificate.write_statement(folder, statement)
 
 
+def _round_heads(model: Any) -> None:
+    """Give modules that were trained whole the base's dtype: a client loads them into it, whatever the file holds."""
+    from peft.utils import ModulesToSaveWrapper
+
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for original, copy in zip(
+                module.original_module.parameters(), module.modules_to_save.parameters(), strict=False
+            ):
+                copy.data = copy.data.to(original.dtype)
+
+
 def _pin_base(model: Any, recipe: ResolvedRecipe, folder: Path) -> None:
-    """Name the base in the adapter's config by its full path or by its commit, and write its fingerprint beside it."""
+    """Write the base's fingerprint, and name the base in an adapter's config by its full path or by its commit."""
     section = dict(recipe.section("model") or {})
     if not _is_from(model, section):
         # The caller's own object: what it was loaded from, if from anything, is all that is known.
-        section = {"name_or_path": getattr(model.get_base_model().config, "_name_or_path", "") or ""}
+        section = {"name_or_path": _loaded_from(model)}
     try:
         files, commit = models.base_files(section)
         found = fingerprint(local_reader(files), files.name if commit is None else str(section["name_or_path"]), commit)
     except UserError:
         return
-    path = folder / "adapter_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config |= {"base_model_name_or_path": str(files) if commit is None else section["name_or_path"], "revision": commit}
-    write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
     write_text(folder / FINGERPRINT_FILE, found.to_json())
+    if hasattr(model, "peft_config"):
+        path = folder / "adapter_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        name = str(files) if commit is None else section["name_or_path"]
+        config |= {"base_model_name_or_path": name, "revision": commit}
+        write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _is_from(model: Any, section: Mapping[str, Any]) -> bool:
-    location = str(Path(models.base_location(section)).expanduser())
-    return getattr(model.get_base_model().config, "_name_or_path", None) in (location, section.get("name_or_path"))
+    location = models.base_location(section)
+    return _loaded_from(model) in (location, str(Path(location).expanduser()))
+
+
+def _loaded_from(model: Any) -> str:
+    return str(getattr(model.config, "_name_or_path", "") or "")
 
 
 def _loading(model: Any, recipe: ResolvedRecipe) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hf_peft_recipes import models
+from hf_peft_recipes import adapters, models
 from hf_peft_recipes.data import Renderer, read
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.evaluation import Metrics, find_task, score_rows, summarize
@@ -53,7 +53,9 @@ def load(folder: Path, recipe: ResolvedRecipe, record: Mapping[str, Any]) -> Tra
 
         section = recipe.section("model")
         models.check_base(section)
+        adapters.require_base(folder, section)
         base = models.load_base(objective.model_class(), section, recipe.section("quantization"))
+        models.fit_vocabulary(base, tokenizer)
         model = PeftModel.from_pretrained(base, str(folder))
     else:
         models.check_base(own)

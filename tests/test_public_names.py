@@ -7,7 +7,8 @@ import hf_peft_recipes
 
 def test_all_is_exact():
     assert hf_peft_recipes.__all__ == [
-        "Recipe", "RecipeError", "RunResult", "UserError", "get_recipe", "list_recipes", "register_recipe",
+        "PushRequest", "Recipe", "RecipeError", "RunResult", "UserError", "certify", "get_recipe", "list_recipes", "pull",
+        "register_recipe",
     ]  # fmt: skip
     for name in hf_peft_recipes.__all__:
         assert getattr(hf_peft_recipes, name) is not None

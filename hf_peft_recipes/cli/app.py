@@ -8,6 +8,7 @@ import typer
 
 from hf_peft_recipes.cli.certifying import certify_command
 from hf_peft_recipes.cli.inspecting import inspect_command
+from hf_peft_recipes.cli.publishing import publish_recipe_command, pull_command, push_command
 from hf_peft_recipes.cli.recipes import copy_command, list_command, show_command
 from hf_peft_recipes.cli.training import train_command
 from hf_peft_recipes.cli.using import chat_command, evaluate_command
@@ -24,7 +25,7 @@ app = typer.Typer(
 
 # Flags that are no option of the verb are fields of the recipe.
 _TAKES_FIELDS = {"allow_extra_args": True, "ignore_unknown_options": True}
-_SHELF, _WORK = "Recipes", "Runs"
+_SHELF, _WORK, _HUB = "Recipes", "Runs", "The Hub"
 
 app.command("list", rich_help_panel=_SHELF)(list_command)
 app.command("show", rich_help_panel=_SHELF, context_settings=_TAKES_FIELDS)(show_command)
@@ -34,6 +35,9 @@ app.command("train", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(trai
 app.command("evaluate", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(evaluate_command)
 app.command("chat", rich_help_panel=_WORK)(chat_command)
 app.command("certify", rich_help_panel=_WORK)(certify_command)
+app.command("push", rich_help_panel=_HUB)(push_command)
+app.command("pull", rich_help_panel=_HUB)(pull_command)
+app.command("publish-recipe", rich_help_panel=_HUB)(publish_recipe_command)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from hf_peft_recipes.cli.recipes import AsJson
 
 
 def certify_command(
-    source: Annotated[str, typer.Argument(metavar="OUT|USER/NAME", help="A run's folder, or what was published.")],
+    source: Annotated[str, typer.Argument(metavar="OUT|USER/NAME", help="A folder, or what was published.")],
     as_json: AsJson = False,
 ) -> None:
     """Load what a run wrote, or what the Hub holds, as a plain client does, and compare it with what was trained."""

@@ -11,7 +11,9 @@ from hf_peft_recipes import launching
 from hf_peft_recipes.api import resolve_recipe
 from hf_peft_recipes.cli.flags import parse_flags
 from hf_peft_recipes.cli.printing import print_json, print_rich
+from hf_peft_recipes.cli.publishing import HUB, BaseModel, CreatePr, PushBase, Tag, print_outcome
 from hf_peft_recipes.cli.recipes import AsJson, Exact, Name
+from hf_peft_recipes.errors import UserError
 
 RUN, LAUNCH = "The run", "Several processes"
 
@@ -47,6 +49,28 @@ def train_command(
             rich_help_panel=LAUNCH,
         ),
     ] = None,
+    push_to_hub: Annotated[
+        bool, typer.Option("--push_to_hub", help="Publish the run when it is done.", rich_help_panel=HUB)
+    ] = False,
+    hub_model_id: Annotated[
+        str | None, typer.Option("--hub_model_id", help="Where it goes: user/name.", rich_help_panel=HUB)
+    ] = None,
+    push_every: Annotated[
+        str | None,
+        typer.Option(
+            "--push_every", help="`save` publishes each checkpoint, to a branch of its own.", rich_help_panel=HUB
+        ),
+    ] = None,
+    hub_private_repo: Annotated[
+        bool, typer.Option("--hub_private_repo", help="Make the repository private.", rich_help_panel=HUB)
+    ] = False,
+    hub_revision: Annotated[
+        str | None, typer.Option("--hub_revision", help="The branch. [default: main]", rich_help_panel=HUB)
+    ] = None,
+    create_pr: CreatePr = False,
+    tag: Tag = None,
+    base_model: BaseModel = None,
+    push_base: PushBase = False,
 ) -> None:
     """Train a recipe, evaluate it before and after, and save what was trained.
 
@@ -70,6 +94,11 @@ def train_command(
     `hf-peft-recipes show NAME` prints what a recipe sets, and why.
     """
     recipe = resolve_recipe(name, parse_flags(context.args), exact=exact)
+    told = {
+        "private": hub_private_repo, "revision": hub_revision, "create_pr": create_pr, "tag": tag,
+        "base_model": base_model, "push_base": push_base,
+    }  # fmt: skip
+    publication = _publication(push_to_hub, hub_model_id, push_every, told)
     if num_processes is not None or accelerate_config is not None:
         words = _without(sys.argv[1:], ("--num_processes", "--accelerate_config"))
         on_cpu = bool(recipe.resolved.value("training.use_cpu"))
@@ -81,8 +110,9 @@ def train_command(
         print("no --model: the embedded tiny model is trained", file=sys.stderr)
     command = shlex.join(["hf-peft-recipes", *sys.argv[1:]])
     result = recipe.train(
-        output_dir, overwrite=overwrite, resume=resume, dry_run=dry_run, progress=main, command=command
-    )
+        output_dir, overwrite=overwrite, resume=resume, dry_run=dry_run, progress=main, command=command,
+        publication=publication,
+    )  # fmt: skip
     if not main:
         return
     if as_json:
@@ -95,6 +125,23 @@ def train_command(
     _print_result(result.record, str(result.folder))
 
 
+def _publication(push_to_hub: bool, repo_id: str | None, push_every: str | None, told: dict[str, Any]) -> Any:
+    """Return what the flags ask for, None when nothing goes to the Hub."""
+    if push_every not in (None, "save"):
+        raise UserError(f"--push_every {push_every}: only `save` is known")
+    if not push_to_hub:
+        named = [f"--{name}" for name, value in told.items() if value]
+        named += ["--hub_model_id"] if repo_id else []
+        if named or push_every:
+            raise UserError(f"{(named or ['--push_every'])[0]} does nothing without --push_to_hub")
+        return None
+    if repo_id is None:
+        raise UserError("--push_to_hub needs --hub_model_id user/name")
+    from hf_peft_recipes.hub import PushRequest
+
+    return PushRequest(repo_id, every_save=push_every == "save", **told)
+
+
 def _print_result(record: dict[str, Any], folder: str) -> None:
     from hf_peft_recipes.report.table import run_table
 
@@ -102,10 +149,13 @@ def _print_result(record: dict[str, Any], folder: str) -> None:
     unproved = record["proof"]["unproved"]
     if unproved:
         print(f"unproved, the run was too short or they had nothing to learn from: {', '.join(list(unproved)[:5])}")
+    if "push" in record:
+        print_outcome(record["push"])
     quoted = shlex.quote(folder)
     print("go on with:")
     print(f"  hf-peft-recipes chat {quoted}")
     print(f"  hf-peft-recipes evaluate {quoted}")
+    print(f"  hf-peft-recipes push {quoted} user/name")
     print(f"  hf-peft-recipes train {quoted}/recipe.yaml --learning_rate …")
 
 

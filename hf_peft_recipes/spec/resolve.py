@@ -46,6 +46,8 @@ class ResolvedRecipe:
     """The rules that ask for the device, for the recipe file of the run."""
     before_rules: Mapping[Path, Entry] = field(default_factory=dict)
     """What stood where a rule about the device chose."""
+    sources: tuple[str, ...] = ()
+    """Where its files came from, those of the Hub with their commit."""
 
     @property
     def objective(self) -> str:
@@ -91,7 +93,8 @@ def resolve(composition: Composition, overrides: Sequence[Override], facts: Mapp
     _check_whole(composition.name, entries)
     chosen = {path: entry for path, entry in before.items() if path not in flags}
     rules = tuple(rule for rule in composition.rules if rule.asks_device)
-    return ResolvedRecipe(composition.name, composition.summary, entries, rules, chosen)
+    sources = tuple(part.origin for part in composition.parts)
+    return ResolvedRecipe(composition.name, composition.summary, entries, rules, chosen, sources)
 
 
 def _over(entries: Entries, flags: Mapping[Path, Entry]) -> Entries:
@@ -119,6 +122,8 @@ def _flag_path(override: Override, fields: Fields, entries: Entries) -> Path:
     # `model` is a flag and a section: a mapping is meant for the section.
     if override.name in FLAG_ALIASES and not isinstance(override.value, Mapping):
         return FLAG_ALIASES[override.name]
+    if override.name == "adapter" and isinstance(override.value, str) and override.value != "null":
+        return FLAG_ALIASES["adapter_name_or_path"]
     if parts[0] in SECTIONS:
         if len(parts) == 1 and not isinstance(override.value, Mapping) and override.value not in (None, "null"):
             raise UserError(f"{override.origin} is a section: set a key of it, --{parts[0]}.KEY, or null")

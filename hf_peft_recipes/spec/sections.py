@@ -39,6 +39,11 @@ HOUSE_FIELDS: dict[str, dict[str, Field]] = {
     "feedback": {},
 }
 
+_ADAPTER_FIELDS = {
+    "peft_type": Field("str"),
+    "name_or_path": Field("str"),  # the folder of an adapter to go on with
+}
+
 CHOICES: dict[Path, tuple[str, ...]] = {
     ("speed",): ("auto", "off"),
     ("certify",): ("auto", "off"),
@@ -127,7 +132,7 @@ def section_fields(entries: Entries) -> dict[str, Mapping[str, Field]]:
     fields: dict[str, Mapping[str, Field]] = {
         "model": {"name_or_path": Field("str"), **upstream.model_fields()},
         "quantization": upstream.quantization_fields(),
-        "adapter": {"peft_type": Field("str"), **upstream.adapter_fields(peft_type)} if peft_type else {},
+        "adapter": {**_ADAPTER_FIELDS, **upstream.adapter_fields(peft_type)} if peft_type else {},
         "training": upstream.training_fields(objective),
         **HOUSE_FIELDS,
     }

@@ -1,0 +1,103 @@
+"""A run put together: data as tokens, model with adapter, trainer, faster paths; nothing is written yet."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from hf_peft_recipes import adapters, launching, measure, models
+from hf_peft_recipes.data import Check, PreparedData, Renderer
+from hf_peft_recipes.device import detect_device
+from hf_peft_recipes.launching import World
+from hf_peft_recipes.models import ParameterCount
+from hf_peft_recipes.objectives import Objective, find_objective
+from hf_peft_recipes.preflight import Examined, RunRequest
+from hf_peft_recipes.proof import TrainingProof
+from hf_peft_recipes.report.progress import Progress
+from hf_peft_recipes.rows import tokenize
+from hf_peft_recipes.spec import ResolvedRecipe
+from hf_peft_recipes.speed import speed_up
+
+
+@dataclass
+class Prepared:
+    """Everything that a run needs, built and ready."""
+
+    trainer: Any
+    model: Any
+    renderer: Renderer
+    checks: list[Check]
+    data: PreparedData
+    speed: list[str]
+    """The faster paths that the model takes."""
+    parameters: ParameterCount
+    world: World
+
+    def release(self) -> None:
+        """Give up the model and all that training held, so that another process has room for its own."""
+        self.model = self.trainer = None
+        measure.release_free_memory()
+
+
+def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> Prepared:
+    """Return the trainer with the model, the data and all that is measured along the way.
+
+    Raises:
+        UserError: the model, the data or the arguments do not go together.
+        LaunchError: other processes came up than were asked for.
+    """
+    objective = find_objective(recipe.objective)
+    arguments = objective.training_arguments(_arguments(recipe, request, examined))
+    world = World(
+        arguments.process_index, arguments.world_size, str(arguments.distributed_state.distributed_type.value)
+    )
+    launching.check_world(world, os.environ)
+    set_seed(arguments.seed)
+    # The first process fills the cache, the others take it.
+    with PartialState().main_process_first():
+        tokenized = tokenize(recipe, request, examined)
+    data, arguments.max_length = tokenized.rows, tokenized.max_length
+    model = _model(recipe, request, objective, tokenized.renderer.tokenizer)
+    if data.validation is None:
+        arguments.eval_strategy = type(arguments.eval_strategy)("no")
+    callbacks = [TrainingProof(), measure.StepClock(), *request.callbacks]
+    trainer = objective.build_trainer(model, tokenized.renderer.tokenizer, data, arguments, callbacks)
+    # Ours is the one bar; upstream's stay silent.
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    if world.is_main and request.progress:
+        trainer.add_callback(Progress(measure.peak_memory_bytes))
+    speed = speed_up(model, detect_device().kind) if recipe.value("speed") != "off" else []
+    return Prepared(
+        trainer, model, tokenized.renderer, tokenized.checks, data, speed, models.count_parameters(model), world
+    )
+
+
+def _arguments(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> dict[str, Any]:
+    arguments = dict(recipe.section("training") or {})
+    if request.dry_run:
+        arguments |= {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no", "report_to": "none"}
+    return arguments | {"output_dir": str(examined.output_dir), "disable_tqdm": True}
+
+
+def _model(recipe: ResolvedRecipe, request: RunRequest, objective: Objective, tokenizer: Any) -> Any:
+    adapter = recipe.section("adapter")
+    model = request.model
+    if model is None:
+        if adapter and adapter.get("name_or_path"):
+            adapters.require_base(Path(adapter["name_or_path"]), recipe.section("model"))
+        model = models.load_base(objective.model_class(), recipe.section("model"), recipe.section("quantization"))
+    # A caller's model that has its adapter already keeps it.
+    if adapter and not hasattr(model, "peft_config"):
+        added = models.fit_vocabulary(model, tokenizer)
+        if added and not {"trainable_token_indices", "modules_to_save", "name_or_path"} & adapter.keys():
+            # A frozen embedding of a new token would stay what it was drawn as.
+            adapter = {**adapter, "trainable_token_indices": dict.fromkeys(models.vocabulary_layers(model), added)}
+        model = models.add_adapter(model, adapter, objective.TASK_TYPE)
+    elif not adapter:
+        models.fit_vocabulary(model, tokenizer)
+    return model
