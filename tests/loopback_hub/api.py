@@ -1,9 +1,8 @@
-"""The Hub's JSON endpoints: who am I, repositories, their info, files, refs, commits, branches, tags, pull requests."""
+"""The Hub's JSON endpoints: who am I, repositories, their info, files, refs, commits, branches and tags."""
 
 import base64
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
@@ -12,9 +11,10 @@ from loopback_hub import cards
 from loopback_hub.accounts import Account, Accounts, may_write, signed_in
 from loopback_hub.refusals import Refusal, entry_not_found, repository_not_found
 from loopback_hub.server import Answer, Request
-from loopback_hub.store import GITATTRIBUTES, KINDS, Commit, Entry, PullRequest, Repository, Store, git_tree_id
+from loopback_hub.store import GITATTRIBUTES, KINDS, Commit, Entry, Repository, Store, git_tree_id
 
-_MERGEABLE = ("draft", "open")
+ADDRESS = r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+(?:/[^/]+)?)"
+"""Where what concerns one repository begins."""
 
 
 class Api:
@@ -27,7 +27,7 @@ class Api:
 
     def __init__(self, store: Store, accounts: Accounts, url: str, page_size: int) -> None:
         self.store, self.accounts, self.url, self.page_size = store, accounts, url, page_size
-        repository = r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+(?:/[^/]+)?)"
+        repository = ADDRESS
         self.routes: Sequence[tuple[str, str, Callable[..., Answer]]] = (
             ("GET", "/api/whoami-v2", self.whoami),
             ("POST", "/api/repos/create", self.create_repository),
@@ -44,10 +44,6 @@ class Api:
             ("POST", f"{repository}/tag/(?P<revision>[^/]+)", self.create_tag),
             ("DELETE", f"{repository}/tag/(?P<tag>[^/]+)", self.delete_tag),
             ("GET", f"{repository}/auth-check(?P<write>/write)?", self.check_access),
-            ("GET", f"{repository}/discussions", self.list_discussions),
-            ("POST", f"{repository}/discussions", self.open_discussion),
-            ("GET", rf"{repository}/discussions/(?P<num>\d+)", self.discussion),
-            ("POST", rf"{repository}/discussions/(?P<num>\d+)/(?P<action>status|merge)", self.change_discussion),
             ("GET", f"{repository}/revision/(?P<revision>[^/]+)", self.info),
             ("GET", repository, self.info),
         )
@@ -310,46 +306,6 @@ class Api:
         repository.drop_ref(ref)
         return Answer.of_json({})
 
-    # Pull requests and discussions
-
-    def list_discussions(self, request: Request, kind: str, name: str) -> Answer:
-        repository, _ = self.readable(request, kind, name)
-        found = [_discussion(repository, one) for one in reversed(repository.pull_requests())]
-        return Answer.of_json({"discussions": found, "count": len(found), "start": 0})
-
-    def open_discussion(self, request: Request, kind: str, name: str) -> Answer:
-        repository, account = self.writable(request, kind, name, proposed=True)
-        asked = request.json()
-        proposed = bool(asked.get("pullRequest"))
-        head = repository.resolve("main")
-        status = "draft" if proposed else "open"
-        opened = repository.open_pull_request(
-            asked["title"], asked.get("description", ""), account.name, status, head, is_pull_request=proposed
-        )
-        if proposed:
-            repository.set_ref(opened.revision, head)
-        return Answer.of_json({"num": opened.num, "pullRequest": proposed})
-
-    def discussion(self, request: Request, kind: str, name: str, num: str) -> Answer:
-        repository, _ = self.readable(request, kind, name)
-        return Answer.of_json(_discussion(repository, _numbered(repository, num)))
-
-    def change_discussion(self, request: Request, kind: str, name: str, num: str, action: str) -> Answer:
-        repository, account = self.writable(request, kind, name)
-        changed = _numbered(repository, num)
-        status = "merged" if action == "merge" else request.json().get("status", "open")
-        if action == "merge":
-            if not changed.is_pull_request or changed.status not in _MERGEABLE:
-                raise Refusal(400, f"Discussion {num} is {changed.status} and cannot be merged")
-            before, after = repository.at(changed.base).files, repository.at(changed.revision).files
-            changes = {path: after.get(path) for path in {*before, *after} if before.get(path) != after.get(path)}
-            title = f"{changed.title} (#{num})"
-            changed = replace(changed, merged_as=repository.commit("refs/heads/main", changes, title, account.name))
-        repository.keep_pull_request(replace(changed, status=status))
-        event = {"id": f"{num}-{status}", "type": "status-change", "createdAt": changed.created_at,
-                 "author": {"name": account.name}, "data": {"status": status}}  # fmt: skip
-        return Answer.of_json({"newStatus": event})
-
     def _page(
         self, request: Request, entries: Any, described: Callable[[Any], dict[str, Any]] | None = None
     ) -> Answer:  # fmt: skip
@@ -394,19 +350,3 @@ def _short(info: dict[str, Any]) -> dict[str, Any]:
     """Return what a list tells of a repository without being asked for more."""
     kept = ("_id", "id", "modelId", "author", "createdAt", "private", "gated", "downloads", "likes", "tags")
     return {key: value for key, value in info.items() if key in (*kept, "library_name", "pipeline_tag")}
-
-
-def _numbered(repository: Repository, num: str) -> PullRequest:
-    found = [one for one in repository.pull_requests() if one.num == int(num)]
-    if not found:
-        raise Refusal(404, f"Discussion {num} does not exist")
-    return found[0]
-
-
-def _discussion(repository: Repository, one: PullRequest) -> dict[str, Any]:
-    return {
-        "num": one.num, "title": one.title, "author": {"name": one.author}, "createdAt": one.created_at,
-        "status": one.status, "isPullRequest": one.is_pull_request,
-        "repo": {"name": repository.name, "type": repository.kind}, "events": [], "filesWithConflicts": [],
-        "changes": {"base": "refs/heads/main", "mergeCommitId": one.merged_as}, "diff": "",
-    }  # fmt: skip

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from loopback_hub.accounts import Accounts
 from loopback_hub.api import Api
+from loopback_hub.discussions import Discussions
 from loopback_hub.faults import Fault, Faults
 from loopback_hub.refusals import Refusal
 from loopback_hub.server import STORAGE_HOST, Answer, Request, Server, flipped
@@ -42,6 +43,7 @@ class LoopbackHub:
         self._accounts = Accounts()
         self._store = Store(self.folder / "repositories", lfs_bytes)
         self._api = Api(self._store, self._accounts, self.url, page_size)
+        self._discussions = Discussions(self._api)
         storage_url = f"http://{STORAGE_HOST}:{self._server.port}"
         self._transfers = Transfers(self._api, storage_url, self.folder / "incoming", part_bytes)
         self._homes = 0
@@ -187,7 +189,8 @@ class LoopbackHub:
 
     def _respond(self, request: Request) -> Answer:
         storage = request.host == STORAGE_HOST
-        routes = self._transfers.storage_routes if storage else (*self._api.routes, *self._transfers.routes)
+        hub = (*self._discussions.routes, *self._api.routes, *self._transfers.routes)
+        routes = self._transfers.storage_routes if storage else hub
         path = urlsplit(request.path).path
         for method, pattern, respond in routes:
             if method == request.method and (found := re.fullmatch(pattern, path)):
