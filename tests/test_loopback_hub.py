@@ -1,6 +1,7 @@
 """The Hub that the tests bring speaks what the real clients speak; every client here is the real one, in a process."""
 
 import hashlib
+import http.client
 import json
 import os
 import subprocess
@@ -309,7 +310,7 @@ def test_faults_of_a_download(hub, client):
         hub.add_repo(f"me/{kind}", {"model.safetensors": weights, "note.txt": text})
     hub.fail("GET", "/objects/models/me/cut/", "reset")
     hub.fail("GET", "/me/flip/resolve/.*/note.txt", "flip")
-    hub.fail("GET", "/api/models/me/slow", "slow", seconds=5)
+    hub.fail("GET|HEAD", "/api/models/me/slow", "slow", seconds=5)
     hub.flip_byte("me/damaged", "model.safetensors")
     said = client(hub, """
         import time
@@ -411,6 +412,20 @@ def test_ranges_and_signatures(hub):
     assert ask(stored)[0] == 200
     assert ask(f"{stored}0")[0] == 403
     assert ask(stored, Authorization="Bearer hf_x")[0] == 400, "a token has no business there"
+
+
+def test_a_body_in_chunks(hub):
+    connection = http.client.HTTPConnection(hub.url.removeprefix("http://"))
+    card = json.dumps({"content": "---\nbase_model: ./out\n---\n"}).encode()
+    connection.request("POST", "/api/validate-yaml", iter([card[:9], card[9:]]), encode_chunked=True)
+    answer = connection.getresponse()
+    assert answer.status == 400 and "./out" in answer.read().decode()
+    assert hub.requests[0].body == card
+    hub.fail("POST|PUT", "/api/validate-yaml$", "reset")
+    connection.request("POST", "/api/validate-yaml", iter([card[:9], card[9:]]), encode_chunked=True)
+    with pytest.raises(ConnectionError):
+        connection.getresponse()
+    assert hub.requests[1].body == card[:4]
 
 
 def test_the_environment_and_the_end(tmp_path, monkeypatch):

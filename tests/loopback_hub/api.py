@@ -326,6 +326,8 @@ def _changes(repository: Repository, head: Commit, line: Mapping[str, Any]) -> I
     """Return what a line of a commit does to which paths."""
     key, value = line["key"], line["value"]
     path = value.get("path", "")
+    if key != "header" and (not path or path.startswith("/") or ".." in path.split("/")):
+        raise Refusal(400, f"Invalid path in a commit: {path!r}")
     if key == "file":
         encoded = value.get("encoding") == "base64"
         content = base64.b64decode(value["content"]) if encoded else value["content"].encode()

@@ -12,6 +12,8 @@ class Fault:
     """One thing that goes wrong with the requests that match.
 
     Args:
+        method: as a regular expression: `POST`, `GET|HEAD`.
+        path: a regular expression that the path, query included, has somewhere.
         how: `500`, `429`, `403`: that status is answered and nothing is carried out. `reset`: the connection is closed
             in the middle of the request's body, or, where there is none, in the middle of the answer's. `lost_answer`:
             the request is carried out, the connection closed without an answer. `slow`: carried out after `seconds`.
@@ -37,7 +39,7 @@ class Fault:
             raise ValueError(f"fault {self.how!r}: one of {', '.join(KINDS)} is wanted")
 
     def _strikes(self, method: str, path: str) -> bool:
-        if self.method.upper() != method or not re.search(self.path, path):
+        if not re.fullmatch(self.method, method) or not re.search(self.path, path):
             return False
         if self.times is not None and self.happened >= self.times:
             return False

@@ -104,7 +104,7 @@ class LoopbackHub:
 
     def add_repo(
         self, name: str, files: Path | Mapping[str, bytes] | None = None, kind: str = "model", private: bool = False,
-        gated: bool | str = False, readers: Collection[str] = (),
+        gated: bool | str = False, readers: Collection[str] = (), token: str | None = None,
     ) -> str:  # fmt: skip
         """Return the first commit of a new repository that holds these files and no other.
 
@@ -112,6 +112,7 @@ class LoopbackHub:
             files: a folder, or contents by path.
             gated: True means `auto`.
             readers: users who were let into a gated repository.
+            token: of the user whose commit it is, a stranger's without it.
         """
         repository = self._store.create(kind, name, private, "auto" if gated is True else gated)
         for reader in readers:
@@ -119,7 +120,8 @@ class LoopbackHub:
         if isinstance(files, Path):
             found = sorted(path for path in files.rglob("*") if path.is_file())
             files = {path.relative_to(files).as_posix(): path.read_bytes() for path in found}
-        return _commit(repository, files or {}, "main", "initial commit")
+        account = self._accounts.of(token)
+        return _commit(repository, files or {}, "main", "initial commit", account.name if account else AUTHOR)
 
     def commit(
         self, name: str, files: Mapping[str, bytes | None], revision: str = "main", title: str = "moves on"
@@ -158,12 +160,10 @@ class LoopbackHub:
         self, method: str, path: str, how: str, times: int | None = 1, after: int = 0, retry_after: int | None = None,
         seconds: float = 0.0,
     ) -> Fault:  # fmt: skip
-        """Return a fault that strikes from now on the requests whose path, query included, has `path` in it.
+        """Return a fault that strikes from now on; for the arguments see `Fault`.
 
-        Args:
-            path: a regular expression, searched for. The storage's paths are `/incoming/{kind}s/{name}/{sha256}` for
-                uploads and `/objects/{kind}s/{name}/{sha256}` for downloads.
-            how: see `Fault`, as for the rest.
+        The storage's paths are `/incoming/{kind}s/{name}/{sha256}` for uploads, with the part's number behind it where
+        there are parts, and `/objects/{kind}s/{name}/{sha256}` for downloads.
         """
         return self._faults.plan(Fault(method, path, how, times, after, retry_after, seconds))
 
@@ -199,9 +199,11 @@ class LoopbackHub:
         raise Refusal(404, "Sorry, we can't find the page you are looking for.")
 
 
-def _commit(repository: Repository, files: Mapping[str, bytes | None], revision: str, title: str) -> str:
+def _commit(
+    repository: Repository, files: Mapping[str, bytes | None], revision: str, title: str, author: str = AUTHOR
+) -> str:  # fmt: skip
     changes = {path: None if content is None else repository.keep(path, content) for path, content in files.items()}
-    return repository.commit(f"refs/heads/{revision}", changes, title, AUTHOR)
+    return repository.commit(f"refs/heads/{revision}", changes, title, author)
 
 
 def _speaks_of_a_hub(name: str) -> bool:

@@ -21,7 +21,8 @@ class Refusal(Exception):
         super().__init__(message)
         self.status = status
         self.body = {"error": message, **(body or {})}
-        self.headers = {"X-Error-Message": message.splitlines()[0], **(headers or {})}
+        first_line = message.splitlines()[0].encode("ascii", "replace").decode()
+        self.headers = {"X-Error-Message": first_line, **(headers or {})}
         if code:
             self.headers["X-Error-Code"] = code
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for s
 
 _NAME = re.compile(r"(?!.*\.\.)[\w][\w./-]{0,120}")
 _SHA = re.compile(r"[0-9a-f]{7,40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Store:
         folder = self._folder(kind, name)
         folder.mkdir(parents=True)
         settings = {"private": private, "gated": gated, "created_at": _now(), "readers": []}
-        (folder / "settings.json").write_text(json.dumps(settings))
+        _write(folder / "settings.json", json.dumps(settings))
         return Repository(folder, kind, name, self.lfs_bytes, self._lock)
 
     def find(self, kind: str, name: str) -> "Repository | None":
@@ -132,21 +132,20 @@ class Repository:
         """Grant a user access to a gated repository."""
         settings = self.settings
         settings["readers"].append(reader)
-        (self.folder / "settings.json").write_text(json.dumps(settings))
+        _write(self.folder / "settings.json", json.dumps(settings))
 
     # Refs
 
     def refs(self) -> dict[str, str]:
         """Return the commit of every ref: `refs/heads/main`, `refs/tags/v1`, `refs/pr/1`."""
-        files = (path for path in (self.folder / "refs").rglob("*") if path.is_file())
+        files = (path for path in (self.folder / "refs").rglob("[!.]*") if path.is_file())
         return {path.relative_to(self.folder).as_posix(): path.read_text() for path in sorted(files)}
 
     def set_ref(self, ref: str, sha: str) -> None:
         """Let a ref point to a commit."""
         if not _NAME.fullmatch(ref):
             raise Refusal(400, f"Invalid reference name: {ref}")
-        (self.folder / ref).parent.mkdir(parents=True, exist_ok=True)
-        (self.folder / ref).write_text(sha)
+        _write(self.folder / ref, sha)
 
     def drop_ref(self, ref: str) -> None:
         """Forget a ref."""
@@ -221,8 +220,7 @@ class Repository:
             }  # fmt: skip
             written = json.dumps(kept)
             sha = hashlib.sha1(f"{written}{time.time_ns()}".encode()).hexdigest()
-            (self.folder / "commits").mkdir(exist_ok=True)
-            (self.folder / "commits" / f"{sha}.json").write_text(written)
+            _write(self.folder / "commits" / f"{sha}.json", written)
             self.set_ref(ref, sha)
             return sha
 
@@ -250,6 +248,8 @@ class Repository:
 
     def large_object(self, sha256: str) -> Path:
         """Return where a large object lies, or would lie."""
+        if not _SHA256.fullmatch(sha256):
+            raise Refusal(400, f"Invalid sha256: {sha256}")
         return self.folder / "lfs" / sha256
 
     def large_entry(self, sha256: str) -> Entry:
@@ -274,7 +274,7 @@ class Repository:
 
     def pull_requests(self) -> list[PullRequest]:
         """Return the pull requests and discussions, oldest first."""
-        files = sorted((self.folder / "discussions").glob("*.json"), key=lambda path: int(path.stem))
+        files = sorted((self.folder / "discussions").glob("[!.]*.json"), key=lambda path: int(path.stem))
         return [PullRequest(**json.loads(file.read_text())) for file in files]
 
     def open_pull_request(
@@ -289,11 +289,7 @@ class Repository:
 
     def keep_pull_request(self, pull_request: PullRequest) -> None:
         """Write down what became of a pull request."""
-        _write(self.folder / "discussions" / f"{pull_request.num}.json", json.dumps(asdict(pull_request)).encode())
-
-    def delete(self) -> None:
-        """Remove the repository with all it holds."""
-        shutil.rmtree(self.folder)
+        _write(self.folder / "discussions" / f"{pull_request.num}.json", json.dumps(asdict(pull_request)))
 
 
 def git_blob_id(content: bytes) -> str:
@@ -310,9 +306,12 @@ def _pointer(sha256: str, size: int) -> bytes:
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(content)
+def _write(path: Path, content: bytes | str) -> None:
+    """Write a file so that other threads see all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{threading.get_ident()}-{path.name}")
+    beside.write_bytes(content if isinstance(content, bytes) else content.encode())
+    beside.replace(path)
 
 
 def _now() -> str:
