@@ -37,10 +37,10 @@ def inspect_data(
     if recipe.value("data.streaming"):
         raise UserError("inspect looks at every row; leave --data.streaming out")
     examined = examine(recipe, request)
-    tokenized = tokenize(recipe, request, examined)
     examples, rows = examined.examples, examined.examples.usable_rows
     if row is not None and not 0 <= row < rows:
         raise UserError(f"--row {row}: the usable training rows are 0 to {rows - 1}")
+    tokenized = tokenize(recipe, request, examined)
     chosen: Sequence[int] = (
         [row] if row is not None else [at * rows // number for at in range(min(number, rows))] if number else []
     )

@@ -220,3 +220,15 @@ def test_a_terminal_gets_one_bar(tmp_path):
     assert "dry run: one step of lora" in text
     assert "Warning" not in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect_shows_the_row_that_is_asked_for(command, jsonl, rows):
+    shown = command("inspect", "lora", "--dataset", jsonl, "--row", 5, "--json")
+    assert shown.returncode == 0, shown.stderr
+    (row,) = json.loads(shown.stdout)["rows"]
+    assert (row["index"], row["place"]) == (5, "rows.jsonl:6")
+    text = "".join(token["text"] for token in row["tokens"])
+    assert rows[5]["question"] in text and rows[5]["answer"] in text
+    absent = command("inspect", "lora", "--dataset", jsonl, "--row", 5000)
+    assert (absent.returncode, absent.stdout) == (2, "")
+    assert absent.stderr == "error: --row 5000: the usable training rows are 0 to 39\n"

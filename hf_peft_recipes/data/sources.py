@@ -169,16 +169,36 @@ def _object_fingerprint(splits: Mapping[str, Any], tables: Mapping[str, Table]) 
 
 
 def _from_hub(name: str, near: Sequence[str]) -> RawData:
-    from datasets import load_dataset
+    from datasets import load_dataset_builder
 
     repository, _, revision = name.partition("@")
     try:
-        loaded = load_dataset(repository, revision=revision or None)
+        commit = _commit(repository, revision) if revision else None
+        builder = load_dataset_builder(repository, revision=commit or revision or None)
+        # Where it cannot ask the Hub, `datasets` takes the newest that it has cached, whatever the revision.
+        wanted = not revision or builder.hash == commit
+        if wanted:
+            builder.download_and_prepare()
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"data set {name!r}: neither a file or folder here{did_you_mean(name, near)} nor loadable from the Hub: "
             f"{reason}"
         ) from None
-    raw = _from_object(loaded)
+    if not wanted:
+        raise UserError(
+            f"data set {name!r}: the Hub cannot be asked for that revision, and what is cached is another one, "
+            f"{builder.hash}"
+        )
+    raw = _from_object(builder.as_dataset())
     return RawData(name, raw.splits, raw.fingerprint)
+
+
+def _commit(repository: str, revision: str) -> str | None:
+    """Return the commit that a revision means to the Hub, or meant when it was last asked; None where neither tells."""
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().resolve_revision(repository, revision=revision, repo_type="dataset").resolved)
+    except Exception:
+        return None  # Loading fails for the same reason, and has better words for it.
