@@ -88,9 +88,9 @@ def _model(recipe: ResolvedRecipe, request: RunRequest, objective: Objective, to
     adapter = recipe.section("adapter")
     model = request.model
     if model is None:
+        model = models.load_base(objective.model_class(), recipe.section("model"), recipe.section("quantization"))
         if adapter and adapter.get("name_or_path"):
             adapters.require_base(Path(adapter["name_or_path"]), recipe.section("model"))
-        model = models.load_base(objective.model_class(), recipe.section("model"), recipe.section("quantization"))
     # A caller's model that has its adapter already keeps it.
     if adapter and not hasattr(model, "peft_config"):
         added = models.fit_vocabulary(model, tokenizer)

@@ -176,12 +176,11 @@ def _check_all(folder: Path, statement: Mapping[str, Any], checks: list[Check], 
     from transformers import AutoTokenizer
 
     adapter = adapter_file(folder)
-    if adapter is not None:
-        checks.append(_check_base(folder))
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     model = _load(folder, statement, adapter is not None)
     if adapter is not None:
-        checks.append(_check_keys(model, adapter))
+        # Only now are the base's files sure to be here.
+        checks += [_check_base(folder), _check_keys(model, adapter)]
     checks.append(_check_tensors(model, statement["trained"]))
     checks.append(_check_template(tokenizer, statement["prompts"]))
     tolerance = TOLERANCE.get(str(statement["load"].get("dtype")), TOLERANCE["bfloat16"])

@@ -53,8 +53,8 @@ def load(folder: Path, recipe: ResolvedRecipe, record: Mapping[str, Any]) -> Tra
 
         section = recipe.section("model")
         models.check_base(section)
-        adapters.require_base(folder, section)
         base = models.load_base(objective.model_class(), section, recipe.section("quantization"))
+        adapters.require_base(folder, section)
         models.fit_vocabulary(base, tokenizer)
         model = PeftModel.from_pretrained(base, str(folder))
     else:

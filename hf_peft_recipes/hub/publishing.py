@@ -154,7 +154,7 @@ def _publish(folder: Path, request: PushRequest, base: Base, record: Mapping[str
         "base": base.name,
         "base_revision": base.revision,
         "files": files,
-        "certificate": _certify_published(request.repo_id, commit),
+        "certificate": certify_published(request.repo_id, commit),
     }
 
 
@@ -260,7 +260,7 @@ def _push_base(base: Base, request: PushRequest) -> Base:
     return Base(base.name, commit, base.license, base.gated)
 
 
-def _certify_published(repo_id: str, commit: str) -> dict[str, Any]:
+def certify_published(repo_id: str, commit: str) -> dict[str, Any]:
     """Return the verdict of a fresh process on the files that the Hub sends, on the base that they name."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "published"

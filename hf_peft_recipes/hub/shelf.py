@@ -12,6 +12,7 @@ from hf_peft_recipes.redaction import redact
 from hf_peft_recipes.results import RECIPE_FILE
 
 TAG = "hf-peft-recipes"
+_SHOWN = ["cardData", "downloads", "private"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def list_published(pattern: str | None, author: str | None, limit: int = 100) ->
     """
     found = call(
         "the Hub",
-        lambda: list(client().list_models(filter=TAG, search=pattern, author=author, limit=limit, cardData=True)),
+        lambda: list(client().list_models(filter=TAG, search=pattern, author=author, limit=limit, expand=_SHOWN)),
     )
     return [
         Published(model.id, _base_of(model), int(model.downloads or 0), bool(model.private))
