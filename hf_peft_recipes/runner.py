@@ -208,6 +208,7 @@ def _record(recipe: ResolvedRecipe, request: RunRequest, examined: Examined, pre
             "format": examples.format,
             "fingerprint": examples.fingerprint,
             "columns": dict(examples.columns),
+            "chat_template": prepared.renderer.has_template,
             "separator": prepared.renderer.separator,
             "mended": {"as_served": prepared.renderer.as_served, "closes": prepared.renderer.closes},
             "checks": [dataclasses.asdict(check) for check in prepared.checks],

@@ -1,0 +1,115 @@
+"""What the metrics of a record say, in words and figures for a reader."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Row = tuple[str, ...]
+
+SHARES = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "exact_match")
+"""Metrics that are shares of 1, and better when higher; the others are better when lower."""
+
+TASK_METRICS = ("accuracy", "exact_match")
+"""What a task is about, one a task; plain text has none."""
+
+_DEFINITIONS = {
+    "loss": "mean negative log-likelihood of the tokens of the answers, in nats a token; lower is better",
+    "perplexity": "e to the power of the loss; lower is better",
+    "accuracy": "share of rows whose generated answer names the reference's label and nothing else, whatever its case "
+    "and the marks around it",
+    "macro_f1": "F1 of each label, averaged over labels; a ratio without cases counts as 0",
+    "macro_precision": "precision of each label, averaged over labels",
+    "macro_recall": "recall of each label, averaged over labels",
+    "exact_match": "share of rows whose generated answer is the reference but for white space",
+}
+
+
+def metric_rows(metrics: Mapping[str, Any]) -> list[Row]:
+    """Return `(metric, before, after)` for every metric, each value with its interval."""
+    intervals = metrics.get("intervals", {})
+
+    def shown(side: str, name: str) -> str:
+        value = metrics[side].get(name)
+        if value is None:
+            return "–"
+        interval = intervals.get(side, {}).get(name)
+        return _figure(name, value) + (f" ({_interval(name, interval)})" if interval else "")
+
+    return [(name.replace("_", " "), shown("before", name), shown("after", name)) for name in _ordered(metrics)]
+
+
+def definitions(record: Mapping[str, Any]) -> list[Row]:
+    """Return `(metric, what it is)`."""
+    names = _ordered(record["metrics"])
+    texts = dict(_DEFINITIONS)
+    if record["data"]["format"] == "text":
+        texts["loss"] = texts["loss"].replace("the tokens of the answers", "all tokens of the texts")
+    return [(name.replace("_", " "), texts[name]) for name in names if name in texts]
+
+
+def verdict(metrics: Mapping[str, Any]) -> str:
+    """Return a sentence or two: what the table shows, and what it does not."""
+    names = [name for name in (*TASK_METRICS, "loss") if name in metrics["before"] and name in metrics["after"]]
+    changes = [_change(metrics, name) for name in names]
+    # Where the task's metric is better for sure, the loss adds nothing.
+    shown = changes[:1] if changes and changes[0][0] else changes
+    return " ".join(text for _, text in shown)
+
+
+def certainty(metrics: Mapping[str, Any]) -> str:
+    """Return what an interval of no width hides: with every row right, some errors are still likely elsewhere."""
+    rows, confidence = metrics.get("rows"), metrics.get("confidence")
+    values = [metrics["after"][name] for name in TASK_METRICS if name in metrics["after"]]
+    if not rows or not confidence or values not in ([0.0], [1.0]):
+        return ""
+    # Clopper and Pearson 1934, one-sided, for no case in n rows.
+    bound = f"{1 - (1 - confidence) ** (1 / rows):.1%} ({confidence:.0%}, Clopper–Pearson)"
+    hides = "which leaves the bootstrap no spread to show:"
+    if values == [1.0]:
+        return f"All {rows:,} answers were right, {hides} up to {bound} wrong ones are compatible with that."
+    return f"None of the {rows:,} answers was right, {hides} up to {bound} right ones are compatible with that."
+
+
+def _change(metrics: Mapping[str, Any], name: str) -> tuple[bool, str]:
+    """Return whether the metric is better beyond its intervals, and a sentence on how it changed."""
+    before, after = metrics["before"][name], metrics["after"][name]
+    label = name.replace("_", " ").capitalize()
+    if before == after:
+        return False, f"{label} stayed at {_figure(name, after)}."
+    better = after > before if name in SHARES else after < before
+    went = f"{label} went from {_figure(name, before)} to {_figure(name, after)}"
+    intervals = metrics.get("intervals", {})
+    sides = [intervals.get(side, {}).get(name) for side in ("before", "after")]
+    if not all(sides):
+        return False, f"{went}, which is {'better' if better else '**worse**'}."
+    (low, high), (other_low, other_high) = sides
+    if low <= other_high and other_low <= high:
+        return False, f"{went}. The intervals overlap: these rows alone do not show a difference."
+    return better, f"{went}, which is {'better' if better else '**worse**'}; the intervals are apart."
+
+
+def curve(record: Mapping[str, Any]) -> str:
+    """Return where the losses began and ended; empty without a curve."""
+    said = []
+    for key, what in (("loss", "training loss"), ("eval_loss", "validation loss")):
+        points = [point for point in record["loss_curve"] if key in point]
+        if len(points) > 1:
+            first, last = points[0], points[-1]
+            said.append(
+                f"{what} {first[key]:.4g} at step {first['step']:,.0f}, {last[key]:.4g} at step {last['step']:,.0f}"
+            )
+    text = "; ".join(said)
+    return text[:1].upper() + text[1:] + "." if text else ""
+
+
+def _ordered(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the names of the metrics, those of the task first."""
+    return sorted(metrics["after"], key=lambda name: name not in SHARES)
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{value:.1%}" if name in SHARES else f"{value:,.4g}"
+
+
+def _interval(name: str, interval: Iterable[float]) -> str:
+    low, high = interval
+    return f"{low * 100:.1f}–{high * 100:.1f}" if name in SHARES else f"{low:,.4g}–{high:,.4g}"
