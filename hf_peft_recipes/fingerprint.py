@@ -17,7 +17,7 @@ from typing import Any
 from hf_peft_recipes.errors import UserError
 
 FINGERPRINT_FILE = "base_fingerprint.json"
-SAMPLED_TENSORS = 64
+SAMPLED_TENSORS = 16
 SAMPLE_BYTES = 4096
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"

@@ -8,6 +8,7 @@ import json
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from hf_peft_recipes import hub
@@ -41,4 +42,7 @@ for line in sys.stdin:
         answer = {"result": act(json.loads(line))}
     except RecipeError as error:
         answer = {"error": str(error), "exit_code": error.exit_code}
+    except Exception as error:
+        traceback.print_exc()
+        answer = {"error": repr(error), "exit_code": 1}
     print(json.dumps(answer), flush=True)

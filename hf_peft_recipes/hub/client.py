@@ -39,15 +39,19 @@ def call(what: str, action: Callable[[], Result], landed: Callable[[], Result | 
         UserError: the name, the permission or the revision is wrong.
         HubError: the Hub was not reached, or refused for good.
     """
-    from huggingface_hub.errors import HTTPError
-
     pause = float(os.environ.get(RETRY_VARIABLE, "1"))
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
         except RecipeError:
             raise
-        except (HTTPError, OSError) as error:
+        except Exception as raised:
+            error = _transport_error(raised)
+            if error is None and isinstance(raised, ValueError):
+                # The client's own checks of names, cards and paths.
+                raise UserError(f"{what}: {_first_line(raised)}") from None
+            if error is None:
+                raise
             status, after = _status(error)
             if status is not None and status not in _PASSING:
                 raise _translated(what, error, status) from None
@@ -57,9 +61,6 @@ def call(what: str, action: Callable[[], Result], landed: Callable[[], Result | 
                 raise HubError(f"{what}: {_first_line(error)} ({ATTEMPTS} attempts)") from None
             time.sleep(min(max(after, pause), LONGEST_PAUSE_SECONDS))
             pause *= 2
-        except ValueError as error:
-            # The client's own checks of names, cards and paths.
-            raise UserError(f"{what}: {_first_line(error)}") from None
     raise AssertionError("unreachable")
 
 
@@ -68,8 +69,23 @@ def _quietly(landed: Callable[[], Result | None]) -> Result | None:
 
     try:
         return landed()
-    except (HTTPError, OSError):
+    except (HTTPError, OSError, RecipeError):
         return None
+
+
+def _transport_error(raised: Exception) -> Exception | None:
+    """Return what went wrong on the way to the Hub and back, where that is at the root of what was raised.
+
+    The client wraps the failure of an upload in a RuntimeError, and that of a download in a ValueError.
+    """
+    from huggingface_hub.errors import HTTPError
+
+    error: BaseException | None = raised
+    while error is not None:
+        if isinstance(error, (HTTPError, OSError)):
+            return error
+        error = error.__cause__
+    return None
 
 
 def _status(error: Exception) -> tuple[int | None, float]:

@@ -110,10 +110,13 @@ def push(folder: Path, request: PushRequest) -> dict[str, Any]:
     if (record.get("certificate") or {}).get("status") == "failed":
         raise UserError(f"what the run in {str(folder)!r} saved does not load as what was trained; it is not published")
     model_files(folder)
-    base = reserve(request, str(record["base_model"]), lambda: read_fingerprint(folder))
+    base = None
     try:
+        base = reserve(request, str(record["base_model"]), lambda: read_fingerprint(folder))
         outcome = _publish(folder, request, base, record)
     except (HubError, UserError) as error:
+        if base is None and isinstance(error, UserError):
+            raise
         again = request.command(folder)
         record["push"] = {"status": "failed", "repo_id": request.repo_id, "error": str(error), "command": again}
         results.write_result(folder, record)

@@ -61,7 +61,7 @@ def _fetch(repo_id: str, commit: str, name: str, remote: Any, target: Path) -> N
         path = Path(
             call(
                 f"{repo_id}: {name}",
-                lambda: hf_hub_download(repo_id, name, revision=commit, local_dir=target, force_download=True),
+                lambda: hf_hub_download(repo_id, name, revision=commit, local_dir=target),
             )
         )
         if is_same(path, remote):
