@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _ROOMS = {
-    "PushRequest": "hf_peft_recipes.hub",
+    "PushRequest": "hf_peft_recipes.hub.request",
     "Recipe": "hf_peft_recipes.api",
     "RunResult": "hf_peft_recipes.api",
     "certify": "hf_peft_recipes.api",
@@ -37,7 +37,7 @@ __all__ = [
 if TYPE_CHECKING:
     from hf_peft_recipes.api import Recipe, RunResult, certify, get_recipe, list_recipes, pull
     from hf_peft_recipes.errors import RecipeError, UserError
-    from hf_peft_recipes.hub import PushRequest
+    from hf_peft_recipes.hub.request import PushRequest
     from hf_peft_recipes.registry import register_recipe
 
 

@@ -11,7 +11,7 @@ from hf_peft_recipes.spec import Override, ResolvedRecipe, compose, recipe_file,
 
 # Rooms that only a run needs are imported where it begins: `list` and `show` are to be instant.
 if TYPE_CHECKING:
-    from hf_peft_recipes.hub import PushRequest
+    from hf_peft_recipes.hub.request import PushRequest
     from hf_peft_recipes.preflight import RunRequest
 
 _OBJECTS = ("tokenizer", "callbacks")
@@ -102,11 +102,12 @@ def pull(name: str, folder: str | Path | None = None) -> "RunResult":
         UserError: there is no such repository, it holds no run, or the folder is in use.
         HubError: the Hub was not reached, or sent other bytes than it says it holds.
     """
-    from hf_peft_recipes import hub
+    from hf_peft_recipes.hub import pulling
+    from hf_peft_recipes.hub.address import parse_address
 
-    address = hub.parse_address(name)
+    address = parse_address(name)
     target = Path(address.repo_id.rsplit("/", 1)[1] if folder is None else folder).expanduser()
-    hub.pull(address, target)
+    pulling.pull(address, target)
     return RunResult.read(target)
 
 
@@ -297,7 +298,7 @@ class RunResult:
 
         Args:
             repo_id: `user/name`.
-            options: fields of `hf_peft_recipes.hub.PushRequest`: `private`, `revision`, `create_pr`, `tag`,
+            options: fields of `hf_peft_recipes.PushRequest`: `private`, `revision`, `create_pr`, `tag`,
                 `base_model`, `push_base`.
 
         Raises:
@@ -308,9 +309,10 @@ class RunResult:
         from hf_peft_recipes.upstream_noise import quiet
 
         with quiet():
-            from hf_peft_recipes import hub
+            from hf_peft_recipes.hub.publishing import push
+            from hf_peft_recipes.hub.request import PushRequest
 
-            return hub.push(self.folder, hub.PushRequest(repo_id, **options))
+            return push(self.folder, PushRequest(repo_id, **options))
 
     def __str__(self) -> str:
         from io import StringIO

@@ -3,7 +3,7 @@
 import os
 import re
 
-MASK = "***"
+MASK = "REDACTED"
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _SECRET_VARIABLE = re.compile(r"(^|_)(TOKEN|API_KEY|SECRET|PASSWORD)$")
 _SHORTEST_SECRET = 12

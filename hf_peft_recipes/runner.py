@@ -11,13 +11,16 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from hf_peft_recipes import certificate, hub, launching, measure, models, results, saving
+from hf_peft_recipes import certificate, launching, measure, models, results, saving
 from hf_peft_recipes.assembly import Prepared, prepare
 from hf_peft_recipes.data import Example
 from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.errors import RecipeError, UserError
 from hf_peft_recipes.evaluation import Metrics, find_task, score_rows, summarize
-from hf_peft_recipes.hub import CheckpointPublisher, PushRequest
+from hf_peft_recipes.hub.bases import section_fingerprint
+from hf_peft_recipes.hub.checkpoints import CheckpointPublisher
+from hf_peft_recipes.hub.publishing import push, reserve
+from hf_peft_recipes.hub.request import PushRequest
 from hf_peft_recipes.preflight import Examined, RunRequest, clear_run, last_checkpoint
 from hf_peft_recipes.proof import TrainingProof
 from hf_peft_recipes.report.plot import plot_losses
@@ -143,13 +146,13 @@ def _reserve(recipe: ResolvedRecipe, request: RunRequest, publication: PushReque
     section = recipe.section("model")
     if request.model is not None:
         raise UserError("--push_to_hub publishes a run whose base has a name; push this one by `result.push_to_hub(…)`")
-    base = hub.reserve(publication, models.base_location(section), lambda: hub.section_fingerprint(section))
-    return hub.CheckpointPublisher(publication.repo_id, base) if publication.every_save else None
+    base = reserve(publication, models.base_location(section), lambda: section_fingerprint(section))
+    return CheckpointPublisher(publication.repo_id, base) if publication.every_save else None
 
 
 def _publish(folder: Path, publication: PushRequest, record: dict[str, Any]) -> None:
     try:
-        record["push"] = hub.push(folder, publication)
+        record["push"] = push(folder, publication)
     except RecipeError as error:
         # The run itself is done; the process ends with what became of the push.
         record |= {**results.read_result(folder), "exit_code": error.exit_code}

@@ -11,9 +11,10 @@ import time
 import traceback
 from pathlib import Path
 
-from hf_peft_recipes import hub
 from hf_peft_recipes.errors import RecipeError
-from hf_peft_recipes.hub import publishing
+from hf_peft_recipes.hub import publishing, pulling
+from hf_peft_recipes.hub.address import parse_address
+from hf_peft_recipes.hub.request import PushRequest
 
 sleep = time.sleep
 time.sleep = lambda seconds: sleep(min(seconds, 0.01))
@@ -22,18 +23,16 @@ certify = publishing.certify_published
 
 def download_only(repo_id: str, commit: str) -> dict:
     with tempfile.TemporaryDirectory() as scratch:
-        hub.download(repo_id, commit, Path(scratch) / "published")
+        pulling.download(repo_id, commit, Path(scratch) / "published")
     return {"status": "passed", "checks": [], "figures": {}}
 
 
 def act(told: dict) -> object:
     publishing.certify_published = certify if told.get("certify", True) else download_only
     if told["verb"] == "push":
-        return hub.push(Path(told["folder"]), hub.PushRequest(told["repo_id"], **told.get("options", {})))
+        return publishing.push(Path(told["folder"]), PushRequest(told["repo_id"], **told.get("options", {})))
     if told["verb"] == "pull":
-        return hub.pull(hub.parse_address(told["name"]), Path(told["folder"]))
-    if told["verb"] == "list":
-        return [published.__dict__ for published in hub.list_published(told.get("pattern"), told.get("author"))]
+        return pulling.pull(parse_address(told["name"]), Path(told["folder"]))
     raise ValueError(told)
 
 

@@ -362,4 +362,9 @@ def test_recipes_on_the_hub(hub, act, command, tmp_path, jsonl):
     assert refused.returncode == 2 and "trust_remote_code is a decision" in refused.stderr
     missing = command("show", "hub:me/none", **environment)
     assert missing.returncode == 2 and missing.stderr.count("\n") == 1
-    assert {row["repo_id"] for row in act("list")["result"]} >= {"me/gentle"}
+    listed = command("list", "--hub", "--author", "me", "--json", **environment)
+    found = {row["repo_id"]: row["base_model"] for row in json.loads(listed.stdout)}
+    assert found["me/gentle"] is None and "me/base" not in found
+    assert "me/gentle" in command("list", "--hub", "gentle", **environment).stdout
+    refused = command("list", "--author", "me")
+    assert refused.returncode == 2 and "does nothing without --hub" in refused.stderr

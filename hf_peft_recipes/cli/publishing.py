@@ -86,7 +86,7 @@ def publish_recipe_command(
     own = [source for source in recipe.resolved.sources if not source.startswith(("recipes/", registry.HUB_PREFIX))]
     # What it extends must be there for others too; if it is not, the recipe is written out.
     text = file.read_text(encoding="utf-8") if len(own) == 1 else recipe.to_yaml()
-    from hf_peft_recipes import hub
+    from hf_peft_recipes.hub.shelf import publish_recipe
 
-    commit = hub.publish_recipe(text, recipe.resolved.summary or recipe.name, name, private)
+    commit = publish_recipe(text, recipe.resolved.summary or recipe.name, name, private)
     print(f"published: `hf-peft-recipes train hub:{name}@{commit[:12]}`")

@@ -32,9 +32,17 @@ Exact = Annotated[bool, typer.Option("--exact", help="Keep what a run's recipe.y
 
 
 def list_command(
-    pattern: Annotated[str, typer.Argument(help="A shell pattern, as '*lora*'.")] = "*", as_json: AsJson = False
+    pattern: Annotated[str, typer.Argument(help="A shell pattern, as '*lora*'; with --hub, part of a name.")] = "*",
+    hub: Annotated[bool, typer.Option("--hub", help="List what is published: runs and recipes on the Hub.")] = False,
+    author: Annotated[str | None, typer.Option("--author", help="With --hub: whose.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """List the recipes: methods, objectives, and complete ones."""
+    if hub:
+        _list_published(None if pattern == "*" else pattern, author, as_json)
+        return
+    if author:
+        raise UserError("--author does nothing without --hub")
     rows = []
     for name in registry.list_names(pattern):
         source = registry.find(name)
@@ -51,6 +59,19 @@ def list_command(
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
         print(f"{row['name']:<{width}}  {row['kind']:<10}  {row['summary'] or row['origin']}")
+
+
+def _list_published(pattern: str | None, author: str | None, as_json: bool) -> None:
+    from hf_peft_recipes.hub.shelf import list_published
+
+    found = list_published(pattern, author)
+    if as_json:
+        print_json([vars(published) for published in found])
+        return
+    width = max((len(published.repo_id) for published in found), default=0)
+    for published in found:
+        what = f"on {published.base_model}" if published.base_model else "a recipe"
+        print(f"{published.repo_id:<{width}}  {published.downloads:>8,} downloads  {what}")
 
 
 def show_command(

@@ -137,7 +137,7 @@ def _publication(push_to_hub: bool, repo_id: str | None, push_every: str | None,
         return None
     if repo_id is None:
         raise UserError("--push_to_hub needs --hub_model_id user/name")
-    from hf_peft_recipes.hub import PushRequest
+    from hf_peft_recipes.hub.request import PushRequest
 
     return PushRequest(repo_id, every_save=push_every == "save", **told)
 

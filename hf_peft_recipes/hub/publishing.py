@@ -1,6 +1,5 @@
 """The push: asked for before training, staged and checked on disk, one commit, compared with what the Hub holds."""
 
-import shlex
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,32 +25,7 @@ from hf_peft_recipes.hub.contents import (
 )  # fmt: skip
 from hf_peft_recipes.hub.digests import is_same, sha256
 from hf_peft_recipes.hub.pulling import download
-
-
-@dataclass(frozen=True)
-class PushRequest:
-    """Where a run goes on the Hub, and under which conditions."""
-
-    repo_id: str
-    private: bool = False
-    revision: str | None = None
-    """The branch; None for `main`."""
-    create_pr: bool = False
-    tag: str | None = None
-    base_model: str | None = None
-    """What a local base is on the Hub, `user/name[@revision]`."""
-    push_base: bool = False
-    """Publish a local base too, as `<repo_id>-base`."""
-    every_save: bool = False
-    """Publish every checkpoint to a branch while training goes on."""
-
-    def command(self, folder: Path) -> str:
-        """Return the command line that does this push again."""
-        options = [("--revision", self.revision), ("--tag", self.tag), ("--base_model", self.base_model)]
-        switches = [("--private", self.private), ("--create_pr", self.create_pr), ("--push_base", self.push_base)]
-        words = ["hf-peft-recipes", "push", str(folder), self.repo_id]
-        words += [word for name, value in options if value for word in (name, value)]
-        return shlex.join([*words, *(name for name, on in switches if on)])
+from hf_peft_recipes.hub.request import PushRequest
 
 
 def reserve(request: PushRequest, location: str, expected: Callable[[], Fingerprint | None]) -> Base:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from hf_peft_recipes.errors import UserError, did_you_mean
+from hf_peft_recipes.redaction import redact
 from hf_peft_recipes.spec import upstream
 from hf_peft_recipes.spec.entries import Entries, Path
 from hf_peft_recipes.spec.upstream import Field
@@ -185,7 +186,9 @@ def as_share(path: Path, value: object) -> object:
 
 
 def check_value(path: Path, value: object, origin: str, fields: Mapping[str, Mapping[str, Field]]) -> None:
-    """Raise a UserError when `value` is plainly of another type than its field, or is not one of its choices."""
+    """Raise a UserError when `value` is of another type than its field, none of its choices, or holds a secret."""
+    if isinstance(value, str) and redact(value) != value:
+        raise UserError(f"{'.'.join(path)} (from {origin}) holds a secret, which would be written down: {_TOKEN}")
     if path in CHOICES and value not in CHOICES[path]:
         hint = did_you_mean(str(value), CHOICES[path])
         raise UserError(
