@@ -78,23 +78,26 @@ def load_base(auto_class: Any, model_section: Mapping[str, Any] | None, quantiza
     """
     keywords = {key: value for key, value in (model_section or {}).items() if key != "name_or_path"}
     if quantization:
-        from accelerate import PartialState
-        from transformers import BitsAndBytesConfig
-
-        try:
-            keywords["quantization_config"] = BitsAndBytesConfig(**quantization)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"quantization: {error}") from None
-        # Quantisation happens while loading, so every process must load onto its own device.
-        keywords.setdefault("device_map", {"": PartialState().device})
+        keywords = {**_quantizing(quantization), **keywords}
     location = base_location(model_section)
-    model = _from_pretrained(auto_class, location, "model", {**keywords, "use_safetensors": True})
-    for module in model.modules() if quantization else ():
-        # On processors with AVX-512 BF16, bitsandbytes 0.50 rewrites 4-bit weights at the first evaluation, for
-        # inference only: it fails where the rows are no multiple of 32, and the frozen base is no longer what it was.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    return model
+    return _for_training(_from_pretrained(auto_class, location, "model", {**keywords, "use_safetensors": True}))
+
+
+def quantize(model: Any, quantization: Mapping[str, Any]) -> Any:
+    """Return a model with the same weights, quantised.
+
+    Args:
+        model: of transformers, not quantised.
+        quantization: keyword arguments of `BitsAndBytesConfig`.
+
+    Raises:
+        UserError: an argument is refused.
+    """
+    quantized = type(model).from_pretrained(
+        None, config=model.config, state_dict=model.state_dict(), dtype=model.dtype, **_quantizing(quantization)
+    )
+    quantized.generation_config = model.generation_config
+    return _for_training(quantized)
 
 
 def add_adapter(model: Any, adapter: Mapping[str, Any], task_type: str) -> Any:
@@ -120,6 +123,30 @@ def add_adapter(model: Any, adapter: Mapping[str, Any], task_type: str) -> Any:
         if parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.float()
     return wrapped
+
+
+def load_adapter(base: Any, folder: Path) -> Any:
+    """Return the base with the adapter that `folder` holds, for inference.
+
+    Args:
+        base: the model that the adapter was trained on; its vocabulary grows where the adapter's has grown.
+        folder: with `adapter_config.json` and `adapter_model.safetensors`.
+
+    Raises:
+        UserError: there is no adapter, or it does not fit the base.
+    """
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise UserError(f"{str(folder)!r} holds no adapter (adapter_model.safetensors)")
+    from peft import PeftModel
+
+    rows = _embedding_rows(base, folder)
+    if rows is not None and rows != base.get_input_embeddings().weight.shape[0]:
+        base.resize_token_embeddings(rows, mean_resizing=False)
+    try:
+        return PeftModel.from_pretrained(base, str(folder))
+    except (RuntimeError, ValueError, TypeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(f"the adapter in {str(folder)!r} does not fit its base: {' '.join(lines[:2])}") from error
 
 
 def count_parameters(model: Any) -> ParameterCount:
@@ -164,6 +191,40 @@ def context_length(config: Any) -> int | None:
     """Return how many positions a model of this config was made for, None when it does not say."""
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(length) if length else None
+
+
+def _quantizing(quantization: Mapping[str, Any]) -> dict[str, Any]:
+    from accelerate import PartialState
+    from transformers import BitsAndBytesConfig
+
+    try:
+        config = BitsAndBytesConfig(**quantization)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"quantization: {error}") from None
+    # Quantisation happens while loading, so every process must load onto its own device.
+    return {"quantization_config": config, "device_map": {"": PartialState().device}}
+
+
+def _for_training(model: Any) -> Any:
+    for module in model.modules():
+        # On processors with AVX-512 BF16, bitsandbytes 0.50 rewrites 4-bit weights at the first evaluation, for
+        # inference only: it fails where the rows are no multiple of 32, and the frozen base is no longer what it was.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _embedding_rows(base: Any, folder: Path) -> int | None:
+    """Return how many tokens the embedding that was saved with an adapter has, None when none was."""
+    from safetensors import safe_open
+
+    embedding = base.get_input_embeddings()
+    name = next(name for name, module in base.named_modules() if module is embedding)
+    with safe_open(str(folder / "adapter_model.safetensors"), framework="pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118 (no mapping)
+            if key.endswith(f"{name}.weight"):
+                return int(tensors.get_slice(key).get_shape()[0])
+    return None
 
 
 def _from_pretrained(auto_class: Any, location: str, what: str, keywords: Mapping[str, Any]) -> Any:

@@ -7,6 +7,7 @@ import traceback
 import typer
 
 from hf_peft_recipes.cli.inspecting import inspect_command
+from hf_peft_recipes.cli.merging import merge_command
 from hf_peft_recipes.cli.recipes import copy_command, list_command, show_command
 from hf_peft_recipes.cli.training import train_command
 from hf_peft_recipes.cli.using import chat_command, evaluate_command
@@ -31,6 +32,7 @@ app.command("inspect", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(in
 app.command("train", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(train_command)
 app.command("evaluate", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(evaluate_command)
 app.command("chat", rich_help_panel=_WORK)(chat_command)
+app.command("merge", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(merge_command)
 
 
 def main() -> None:
