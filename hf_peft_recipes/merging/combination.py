@@ -40,18 +40,20 @@ def combine(model: Any, request: MergeRequest, seed: int, folder: Path) -> Path:
     except (ValueError, RuntimeError, TypeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise UserError(f"PEFT cannot combine these adapters: {' '.join(lines[:2])}") from error
-    _forget(model, names)
     model.set_adapter(_NAME)
+    _forget(model, names)
     model.save_pretrained(str(folder), selected_adapters=[_NAME])
     return folder / _NAME
 
 
 def _forget(model: Any, names: Sequence[str]) -> None:
     """Drop the adapters that were combined, and scale the combination by one."""
+    from peft.tuners.lora import LoraLayer
+
     for name in names:
         model.delete_adapter(name)
     # PEFT 0.21 puts every scale into the combined tensors and then, under rsLoRA, scales by the root of the rank again.
     model.peft_config[_NAME].use_rslora = False
     for layer in model.modules():
-        if _NAME in getattr(layer, "scaling", {}):
+        if isinstance(layer, LoraLayer) and _NAME in layer.scaling:
             layer.scaling[_NAME] = 1.0

@@ -184,7 +184,7 @@ def _check_combination(request: MergeRequest, configs: Sequence[Mapping[str, Any
 
     if not request.adapters:
         raise UserError("--weights and --combination_type need further adapters: --with OTHER_OUT")
-    parameters = inspect.signature(LoraModel.add_weighted_adapter).parameters
+    parameters = inspect.signature(LoraModel.add_weighted_adapter, eval_str=True).parameters
     known = [name for name in parameters if name not in ("self", *_OURS)]
     for name in request.combination:
         if name not in known:

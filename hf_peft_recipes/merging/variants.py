@@ -63,6 +63,7 @@ def build(name: str, recipe: ResolvedRecipe, adapter: Path) -> Any:
     if getattr(base, "hf_quantizer", None) is not None:
         quantization = quantization or _arguments(base.config.quantization_config)
         base = base.dequantize()
+        _forget_quantized_files(base)
     # Of the names as they will be again once the adapter is gone.
     dtypes = {key: parameter.dtype for key, parameter in base.named_parameters()}
     merged = merge_adapter(models.load_adapter(base, adapter), dtypes, base.dtype)
@@ -112,6 +113,22 @@ def untie(model: Any) -> None:
     if adapted[0] is not adapted[1] and weights[0] is not None and weights[0] is weights[1]:
         plain[1].weight = torch.nn.Parameter(weights[1].detach().clone(), requires_grad=False)
         inner.config.tie_word_embeddings = False
+
+
+def _forget_quantized_files(model: Any) -> None:
+    """Let a model be saved whole whose files were in 4 bits.
+
+    transformers 5.23 undoes on saving what it did on loading, and knows no way back from 4-bit files.
+    """
+    conversions = getattr(model, "_weight_conversions", None) or []
+    of_quantizer = [
+        any(type(operation).__module__.endswith("bitsandbytes") for operation in getattr(conversion, "operations", []))
+        for conversion in conversions
+    ]
+    if any(of_quantizer):
+        model._weight_conversions = [
+            conversion for conversion, drop in zip(conversions, of_quantizer, strict=True) if not drop
+        ]
 
 
 def _arguments(quantization_config: Any) -> dict[str, Any]:
