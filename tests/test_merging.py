@@ -35,6 +35,20 @@ torch.save(seen, target)
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Threads only wait for each other on a model of this size: one takes a third of the time."""
+    threads, words = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    yield
+    torch.set_num_threads(threads)
+    if words is None:
+        del os.environ["OMP_NUM_THREADS"]
+    else:
+        os.environ["OMP_NUM_THREADS"] = words
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Return a function from recipe and overrides to the folder of a short run; each is trained once."""
