@@ -1,98 +1,110 @@
-"""An adapter that exists already: what it was trained on, and going on with it."""
+"""Adapters on a base: added, loaded, and the vocabulary that grows with them."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hf_peft_recipes import models
 from hf_peft_recipes.errors import UserError
-from hf_peft_recipes.fingerprint import FINGERPRINT_FILE, Fingerprint, differences, fingerprint, from_json, local_reader
-from hf_peft_recipes.spec import Entry, ResolvedRecipe
-from hf_peft_recipes.spec.entries import GIVEN
-
-_NAMED = ("adapter", "name_or_path")
 
 
-def read_fingerprint(folder: Path) -> Fingerprint | None:
-    """Return the fingerprint of the base that travels with what was trained, None where none could be taken.
+def adapter_file(folder: Path) -> Path | None:
+    """Return the file of the adapter in `folder`, None when the folder holds none."""
+    path = folder / "adapter_model.safetensors"
+    return path if path.is_file() else None
 
-    Raises:
-        UserError: the file is broken.
+
+def fit_vocabulary(model: Any, tokenizer: Any) -> list[int]:
+    """Return the ids of the tokens that the tokenizer has and the model had not; the model has embeddings for them now.
+
+    They begin as transformers draws them, around the mean of the others, and mean nothing until they are trained.
     """
-    path = folder / FINGERPRINT_FILE
-    return from_json(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def base_differences(folder: Path, model_section: Mapping[str, Any] | None) -> list[str]:
-    """Return what tells a section's base from the one that the adapter in `folder` was trained on, in words.
-
-    Raises:
-        UserError: the base cannot be had.
-    """
-    expected = read_fingerprint(folder)
-    if expected is None:
+    known = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) <= known:
         return []
-    files, commit = models.base_files(model_section)
-    return differences(expected, fingerprint(local_reader(files), models.base_location(model_section), commit))
+    model.resize_token_embeddings(len(tokenizer))
+    return list(range(known, len(tokenizer)))
 
 
-def require_base(folder: Path, model_section: Mapping[str, Any] | None) -> None:
-    """Raise a UserError when the section's base is another one than the adapter in `folder` was trained on."""
-    if told := base_differences(folder, model_section):
-        location = models.base_location(model_section)
-        raise UserError(
-            f"the adapter in {str(folder)!r} was trained on another base than {location!r}: {'; '.join(told[:3])}"
-        )
+def vocabulary_layers(model: Any) -> list[str]:
+    """Return the names of the layers that hold a vector for every token: the embedding, and the head that is not it."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    kept = [embedding] if head is None or head.weight is embedding.weight else [embedding, head]
+    return [name.rpartition(".")[2] for name, module in model.named_modules() if any(module is one for one in kept)]
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the adapter's own configuration.
+def add_adapter(model: Any, adapter: Mapping[str, Any], task_type: str) -> Any:
+    """Return the model with the adapter that the section describes, its trainable tensors in float32.
 
-    Raises:
-        UserError: the folder holds no adapter.
-    """
-    if (folder / "config.json").is_file() and models.adapter_file(folder) is None:
-        raise UserError(f"{str(folder)!r} holds a whole model, no adapter; go on with it by --model {folder}")
-    path = folder / "adapter_config.json"
-    if not path.is_file() or models.adapter_file(folder) is None:
-        raise UserError(f"{str(folder)!r} holds no adapter (adapter_config.json, adapter_model.safetensors)")
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
-
-
-def continued(recipe: ResolvedRecipe) -> ResolvedRecipe:
-    """Return the recipe as it goes on with an earlier adapter; as it is where it names none.
-
-    The earlier adapter brings its own settings, and its base where the recipe names none.
+    Args:
+        model: the base, quantised or not.
+        adapter: `peft_type` and the keyword arguments of that type's config class; or the `name_or_path` of an adapter
+            to go on with.
+        task_type: PEFT's name of the task, `CAUSAL_LM` for one.
 
     Raises:
-        UserError: there is no such adapter; it is of another type; a flag sets what the adapter has decided already.
+        UserError: PEFT refuses the configuration.
     """
-    named = recipe.entries.get(_NAMED)
-    if named is None or named.value is None:
-        return recipe
-    folder = Path(str(named.value)).expanduser()
-    if not folder.is_dir():
-        pull = "; what is on the Hub comes here by `hf-peft-recipes pull`" if str(named.value).count("/") == 1 else ""
-        raise UserError(f"adapter {str(named.value)!r}: no such folder{pull}")
-    config = read_config(folder)
-    wanted = str(recipe.value("adapter.peft_type")).upper()
-    if config["peft_type"] != wanted:
-        raise UserError(f"the adapter in {str(folder)!r} is {config['peft_type']}, and {recipe.name!r} trains {wanted}")
-    for path, entry in recipe.entries.items():
-        if path[0] == "adapter" and path not in (_NAMED, ("adapter", "peft_type")) and entry.layer == GIVEN:
-            raise UserError(f"{entry.origin} does nothing: the adapter in {str(folder)!r} has its own {path[1]}")
-    entries = type(recipe.entries)(recipe.entries)
-    peft_type = entries[("adapter", "peft_type")]
-    entries.drop(("adapter",))
-    entries[("adapter", "peft_type")] = peft_type
-    entries[_NAMED] = Entry(str(folder.resolve()), named.origin, named.reason, layer=named.layer)
-    base = config.get("base_model_name_or_path")
-    if entries.value("model", "name_or_path") is None and base != models.base_location(None):
-        origin = f"{folder}/adapter_config.json"
-        entries.put(("model", "name_or_path"), Entry(base, origin))
-        if config.get("revision"):
-            entries.put(("model", "revision"), Entry(config["revision"], origin))
-    return replace(recipe, entries=entries)
+    from peft import PeftModel, get_peft_config, get_peft_model
+
+    arguments = {**adapter, "peft_type": str(adapter["peft_type"]).upper(), "task_type": task_type}
+    try:
+        if location := arguments.pop("name_or_path", None):
+            wrapped = PeftModel.from_pretrained(model, location, is_trainable=True)
+        else:
+            wrapped = get_peft_model(model, get_peft_config(arguments))
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"adapter: {str(error).splitlines()[0]}") from None
+    head = wrapped.get_output_embeddings()
+    if head is not None and not hasattr(head, "bias"):
+        # TRL 1.16 asks every head for its bias; PEFT's wrapper of one with trained tokens forwards only the weight.
+        object.__setattr__(head, "bias", head.original_module.bias)
+    for parameter in wrapped.parameters():
+        # In bfloat16 a step of 2e-5 is lost in rounding for most elements.
+        if parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    return wrapped
+
+
+def load_adapter(base: Any, folder: Path) -> Any:
+    """Return the base with the adapter that `folder` holds, for inference.
+
+    Args:
+        base: the model that the adapter was trained on; its vocabulary grows where the adapter's has grown.
+        folder: with `adapter_config.json` and `adapter_model.safetensors`.
+
+    Raises:
+        UserError: there is no adapter, or it does not fit the base.
+    """
+    if adapter_file(folder) is None:
+        raise UserError(f"{str(folder)!r} holds no adapter (adapter_model.safetensors)")
+    from peft import PeftModel
+
+    rows = _vocabulary_size(base, folder)
+    if rows is not None and rows != base.get_input_embeddings().weight.shape[0]:
+        base.resize_token_embeddings(rows, mean_resizing=False)
+    try:
+        return PeftModel.from_pretrained(base, str(folder))
+    except (RuntimeError, ValueError, TypeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(f"the adapter in {str(folder)!r} does not fit its base: {' '.join(lines[:2])}") from error
+
+
+def _vocabulary_size(base: Any, folder: Path) -> int | None:
+    """Return how many tokens the base must have for the adapter in `folder`, None where as many as it has.
+
+    That is what the embedding has that was saved with the adapter; or else, as PEFT's own loader has it, what the
+    tokenizer beside the adapter has more than the base.
+    """
+    from safetensors import safe_open
+    from transformers import AutoTokenizer
+
+    embedding = base.get_input_embeddings()
+    name = next(name for name, module in base.named_modules() if module is embedding)
+    with safe_open(str(folder / "adapter_model.safetensors"), framework="pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118 (no mapping)
+            if key.endswith(f"{name}.weight"):
+                return int(tensors.get_slice(key).get_shape()[0])
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    size = len(AutoTokenizer.from_pretrained(str(folder)))
+    return size if size > embedding.weight.shape[0] else None

@@ -1,5 +1,6 @@
 """What a Python user holds: recipes by name, and the results of their runs."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -225,7 +226,7 @@ class Recipe:
 
     def _for_run(self) -> ResolvedRecipe:
         """Return the recipe for training: with neither model nor data, that of the embedded demo."""
-        from hf_peft_recipes.adapters import continued
+        from hf_peft_recipes.lineage import continued
 
         named = [self.resolved.value("model.name_or_path"), self.resolved.value("data.dataset")]
         given = [self.objects.get("model"), self.objects.get("dataset")]
@@ -314,6 +315,59 @@ class RunResult:
 
             return push(self.folder, PushRequest(repo_id, **options))
 
+    def merge(
+        self,
+        folder: str | Path,
+        into: str | None = None,
+        *,
+        adapters: Sequence[str | Path] = (),
+        weights: Sequence[float] | None = None,
+        combination: Mapping[str, Any] | None = None,
+        max_shard_size: int | str = "50GB",
+        overwrite: bool = False,
+        gguf: bool = False,
+        outtype: str | None = None,
+        progress: bool = True,
+        overrides: Sequence[Override] = (),
+    ) -> "MergeResult":
+        """Merge the run's adapter into its base, write a model that plain transformers loads; return the figures.
+
+        Args:
+            folder: the merged model's: new, empty, or with `overwrite` that of an earlier merge.
+            into: `bf16` (the base unquantised), `dequantized` (the quantised base made whole again) or `requantized`
+                (quantised again after the merge); by default the one nearest to the unmerged model.
+            adapters: folders of further adapters on the same base, to be combined with the run's.
+            weights: one an adapter, the run's own first; by default equal shares.
+            combination: further arguments of PEFT's `add_weighted_adapter`, `{"combination_type": "ties", "density":
+                0.5}`; by default `cat`, the exact weighted sum.
+            max_shard_size: of a file of weights, as `save_pretrained` takes it.
+            overwrite: replace the merge that the folder holds.
+            gguf: convert with llama.cpp's converter too.
+            outtype: of the GGUF file, in the converter's words.
+            progress: say on standard error what is being done.
+            overrides: of the run's recipe: where base and data lie now, how many rows are scored.
+
+        Raises:
+            UserError: a mistake in what was asked; nothing has been written then.
+            RecipeError: the converter failed; the merged model has been written.
+        """
+        from hf_peft_recipes.results import RECIPE_FILE
+
+        recipe = resolve_recipe(str(self.folder / RECIPE_FILE), overrides, exact=True).resolved
+        from hf_peft_recipes.upstream_noise import quiet
+
+        with quiet():
+            from hf_peft_recipes import merging
+
+            combined = {"combination_type": "cat", **(combination or {})} if adapters or combination else {}
+            request = merging.MergeRequest(
+                self.folder, Path(folder).expanduser(), into, [Path(path).expanduser() for path in adapters], weights,
+                combined, max_shard_size, overwrite, gguf, outtype,
+                own_data=not any(override.name.startswith(("data", "columns", "format")) for override in overrides),
+                say=_say if progress else lambda _: None,
+            )  # fmt: skip
+            return MergeResult(request.target, merging.merge(recipe, self.record, request))
+
     def __str__(self) -> str:
         from io import StringIO
 
@@ -324,6 +378,40 @@ class RunResult:
         text = StringIO()
         Console(file=text, width=110).print(run_table(self.record))
         return text.getvalue()
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """A merged model, as plain transformers loads it."""
+
+    folder: Path
+    record: dict[str, Any]
+    """As it stands in `merge.json`: what was merged into what, the figures of every variant, the files."""
+
+    @property
+    def into(self) -> str:
+        """The variant that was kept."""
+        return str(self.record["into"])
+
+    @property
+    def variants(self) -> dict[str, dict[str, Any]]:
+        """Name of a variant to its figures: `divergence` from the unmerged model, `metrics`, `size_bytes`."""
+        return dict(self.record["variants"])
+
+    def __str__(self) -> str:
+        from io import StringIO
+
+        from rich.console import Console
+
+        from hf_peft_recipes.report.table import merge_table
+
+        text = StringIO()
+        Console(file=text, width=110).print(merge_table(self.record, str(self.folder)))
+        return text.getvalue()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _is_name(dataset: Any) -> bool:

@@ -9,7 +9,7 @@ from accelerate import PartialState
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from hf_peft_recipes import adapters, launching, measure, models
+from hf_peft_recipes import adapters, launching, lineage, measure, models
 from hf_peft_recipes.data import Check, PreparedData, Renderer
 from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.launching import World
@@ -90,14 +90,14 @@ def _model(recipe: ResolvedRecipe, request: RunRequest, objective: Objective, to
     if model is None:
         model = models.load_base(objective.model_class(), recipe.section("model"), recipe.section("quantization"))
         if adapter and adapter.get("name_or_path"):
-            adapters.require_base(Path(adapter["name_or_path"]), recipe.section("model"))
+            lineage.require_base(Path(adapter["name_or_path"]), recipe.section("model"))
     # A caller's model that has its adapter already keeps it.
     if adapter and not hasattr(model, "peft_config"):
-        added = models.fit_vocabulary(model, tokenizer)
+        added = adapters.fit_vocabulary(model, tokenizer)
         if added and not {"trainable_token_indices", "modules_to_save", "name_or_path"} & adapter.keys():
             # A frozen embedding of a new token would stay what it was drawn as.
-            adapter = {**adapter, "trainable_token_indices": dict.fromkeys(models.vocabulary_layers(model), added)}
-        model = models.add_adapter(model, adapter, objective.TASK_TYPE)
+            adapter = {**adapter, "trainable_token_indices": dict.fromkeys(adapters.vocabulary_layers(model), added)}
+        model = adapters.add_adapter(model, adapter, objective.TASK_TYPE)
     elif not adapter:
-        models.fit_vocabulary(model, tokenizer)
+        adapters.fit_vocabulary(model, tokenizer)
     return model

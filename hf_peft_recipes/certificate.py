@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_peft_recipes.adapters import base_differences, read_config, read_fingerprint
+from hf_peft_recipes.adapters import adapter_file
 from hf_peft_recipes.errors import CertificateError, UserError
 from hf_peft_recipes.generation import generate, inference
-from hf_peft_recipes.models import adapter_file, keep_quantized_weights
+from hf_peft_recipes.lineage import base_differences, read_config, read_fingerprint
+from hf_peft_recipes.models import keep_quantized_weights
 from hf_peft_recipes.results import write_text
 
 STATEMENT_FILE = "certificate.json"

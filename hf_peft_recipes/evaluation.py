@@ -6,7 +6,7 @@ Nothing is packed here: a row never sees another one.
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ MAX_CLASSES = 20
 """More different answers than this are no classification."""
 _ROWS_PER_CLASS = 5
 _EXACT_ANSWER_CHARACTERS = 32
-_BATCH_LOGIT_BYTES = 512 * 2**20
+BATCH_LOGIT_BYTES = 512 * 2**20
 """What the logits of one batch may take, in float32."""
 
 
@@ -204,25 +204,39 @@ def _losses(
 ) -> list[tuple[float, int]]:
     """Return the summed loss and the number of supervised tokens of every example."""
     rows = [_scored(row) for row in renderer.rows(examples)]
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     losses: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    batch_tokens = _BATCH_LOGIT_BYTES // (4 * model.config.get_text_config().vocab_size)
+    batch_tokens = BATCH_LOGIT_BYTES // (4 * model.config.get_text_config().vocab_size)
     with inference(model):
-        while order:
-            width = min(len(rows[order[-1]].input_ids), max_length or len(rows[order[-1]].input_ids))
-            number = max(1, batch_tokens // width)
-            batch, order = order[-number:], order[:-number]
-            ids = torch.zeros((len(batch), width), dtype=torch.long)
-            labels = torch.full((len(batch), width), IGNORED)
-            mask = torch.zeros((len(batch), width), dtype=torch.long)
-            for at, index in enumerate(batch):
-                length = min(len(rows[index].input_ids), width)
-                ids[at, :length] = torch.tensor(rows[index].input_ids[:length])
-                labels[at, :length] = torch.tensor(rows[index].labels[:length])
-                mask[at, :length] = 1
+        for batch, ids, labels, mask in padded_batches(rows, max_length, batch_tokens):
             for index, loss in zip(batch, _batch_losses(model, ids, labels, mask), strict=True):
                 losses[index] = loss
     return losses
+
+
+def padded_batches(
+    rows: Sequence[TokenRow], max_length: int | None, batch_tokens: int
+) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Yield the numbers of some rows, and their ids, labels and mask of shape (rows, tokens); longest rows first.
+
+    Args:
+        rows: of tokens.
+        max_length: tokens of a row beyond this are left out; None for all.
+        batch_tokens: tokens of a batch, padding included; a longer row makes a batch of its own.
+    """
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    while order:
+        width = min(len(rows[order[-1]].input_ids), max_length or len(rows[order[-1]].input_ids))
+        number = max(1, batch_tokens // width)
+        batch, order = order[-number:], order[:-number]
+        ids = torch.zeros((len(batch), width), dtype=torch.long)
+        labels = torch.full((len(batch), width), IGNORED)
+        mask = torch.zeros((len(batch), width), dtype=torch.long)
+        for at, index in enumerate(batch):
+            length = min(len(rows[index].input_ids), width)
+            ids[at, :length] = torch.tensor(rows[index].input_ids[:length])
+            labels[at, :length] = torch.tensor(rows[index].labels[:length])
+            mask[at, :length] = 1
+        yield batch, ids, labels, mask
 
 
 def _scored(row: TokenRow | BadRowError) -> TokenRow:

@@ -78,19 +78,29 @@ def load_base(auto_class: Any, model_section: Mapping[str, Any] | None, quantiza
     """
     keywords = {key: value for key, value in (model_section or {}).items() if key != "name_or_path"}
     if quantization:
-        from accelerate import PartialState
-        from transformers import BitsAndBytesConfig
-
-        try:
-            keywords["quantization_config"] = BitsAndBytesConfig(**quantization)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"quantization: {error}") from None
-        # Quantisation happens while loading, so every process must load onto its own device.
-        keywords.setdefault("device_map", {"": PartialState().device})
+        keywords = {**_quantizing(quantization), **keywords}
     location = base_location(model_section)
     model = _from_pretrained(auto_class, location, "model", {**keywords, "use_safetensors": True})
     keep_quantized_weights(model)
     return model
+
+
+def quantize(model: Any, quantization: Mapping[str, Any]) -> Any:
+    """Return a model with the same weights, quantised.
+
+    Args:
+        model: of transformers, not quantised.
+        quantization: keyword arguments of `BitsAndBytesConfig`.
+
+    Raises:
+        UserError: an argument is refused.
+    """
+    quantized = type(model).from_pretrained(
+        None, config=model.config, state_dict=model.state_dict(), dtype=model.dtype, **_quantizing(quantization)
+    )
+    quantized.generation_config = model.generation_config
+    keep_quantized_weights(quantized)
+    return quantized
 
 
 def keep_quantized_weights(model: Any) -> None:
@@ -122,64 +132,6 @@ def base_files(model_section: Mapping[str, Any] | None) -> tuple[Path, str | Non
         raise UserError(f"model {location!r}: {str(error).splitlines()[0]}") from None
     # The cache keeps a revision's files in a folder that is named after its commit.
     return config, config.name
-
-
-def adapter_file(folder: Path) -> Path | None:
-    """Return the file of the adapter in `folder`, None when the folder holds none."""
-    path = folder / "adapter_model.safetensors"
-    return path if path.is_file() else None
-
-
-def fit_vocabulary(model: Any, tokenizer: Any) -> list[int]:
-    """Return the ids of the tokens that the tokenizer has and the model had not; the model has embeddings for them now.
-
-    They begin as transformers draws them, around the mean of the others, and mean nothing until they are trained.
-    """
-    known = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) <= known:
-        return []
-    model.resize_token_embeddings(len(tokenizer))
-    return list(range(known, len(tokenizer)))
-
-
-def vocabulary_layers(model: Any) -> list[str]:
-    """Return the names of the layers that hold a vector for every token: the embedding, and the head that is not it."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    kept = [embedding] if head is None or head.weight is embedding.weight else [embedding, head]
-    return [name.rpartition(".")[2] for name, module in model.named_modules() if any(module is one for one in kept)]
-
-
-def add_adapter(model: Any, adapter: Mapping[str, Any], task_type: str) -> Any:
-    """Return the model with the adapter that the section describes, its trainable tensors in float32.
-
-    Args:
-        model: the base, quantised or not.
-        adapter: `peft_type` and the keyword arguments of that type's config class; or the `name_or_path` of an adapter
-            to go on with.
-        task_type: PEFT's name of the task, `CAUSAL_LM` for one.
-
-    Raises:
-        UserError: PEFT refuses the configuration.
-    """
-    from peft import PeftModel, get_peft_config, get_peft_model
-
-    arguments = {**adapter, "peft_type": str(adapter["peft_type"]).upper(), "task_type": task_type}
-    try:
-        if location := arguments.pop("name_or_path", None):
-            wrapped = PeftModel.from_pretrained(model, location, is_trainable=True)
-        else:
-            wrapped = get_peft_model(model, get_peft_config(arguments))
-    except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"adapter: {str(error).splitlines()[0]}") from None
-    head = wrapped.get_output_embeddings()
-    if head is not None and not hasattr(head, "bias"):
-        # TRL 1.16 asks every head for its bias; PEFT's wrapper of one with trained tokens forwards only the weight.
-        object.__setattr__(head, "bias", head.original_module.bias)
-    for parameter in wrapped.parameters():
-        # In bfloat16 a step of 2e-5 is lost in rounding for most elements.
-        if parameter.requires_grad and parameter.is_floating_point():
-            parameter.data = parameter.data.float()
-    return wrapped
 
 
 def count_parameters(model: Any) -> ParameterCount:
@@ -224,6 +176,18 @@ def context_length(config: Any) -> int | None:
     """Return how many positions a model of this config was made for, None when it does not say."""
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(length) if length else None
+
+
+def _quantizing(quantization: Mapping[str, Any]) -> dict[str, Any]:
+    from accelerate import PartialState
+    from transformers import BitsAndBytesConfig
+
+    try:
+        config = BitsAndBytesConfig(**quantization)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"quantization: {error}") from None
+    # Quantisation happens while loading, so every process must load onto its own device.
+    return {"quantization_config": config, "device_map": {"": PartialState().device}}
 
 
 def _from_pretrained(auto_class: Any, location: str, what: str, keywords: Mapping[str, Any]) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from hf_peft_recipes import adapters, models
-from hf_peft_recipes.data import Renderer, read
+from hf_peft_recipes import adapters, lineage, models
+from hf_peft_recipes.data import Example, Examples, Renderer, read
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.evaluation import Metrics, find_task, score_rows, summarize
 from hf_peft_recipes.generation import stream
@@ -47,16 +47,11 @@ def load(folder: Path, recipe: ResolvedRecipe, record: Mapping[str, Any]) -> Tra
     own = {"name_or_path": str(folder)}
     tokenizer = models.load_tokenizer(own)
     if recipe.section("adapter"):
-        if not (folder / "adapter_model.safetensors").is_file():
-            raise UserError(f"{str(folder)!r} holds no adapter (adapter_model.safetensors)")
-        from peft import PeftModel
-
         section = recipe.section("model")
         models.check_base(section)
         base = models.load_base(objective.model_class(), section, recipe.section("quantization"))
-        adapters.require_base(folder, section)
-        models.fit_vocabulary(base, tokenizer)
-        model = PeftModel.from_pretrained(base, str(folder))
+        lineage.require_base(folder, section)
+        model = adapters.load_adapter(base, folder)
     else:
         models.check_base(own)
         model = models.load_base(objective.model_class(), {**(recipe.section("model") or {}), **own}, None)
@@ -81,21 +76,12 @@ def evaluate(trained: TrainedModel, record: Mapping[str, Any], with_base: bool =
         UserError: the data cannot be read any more.
     """
     recipe = trained.recipe
-    section, seed = recipe.section("evaluation") or {}, recipe.value("training.seed") or 0
-    examples = read(recipe.section("data") or {}, section, seed)
+    section = recipe.section("evaluation") or {}
+    examples = read_held_out(recipe)
     rows = examples.held_out
-    if not rows:
-        raise UserError("there are no held-out rows to evaluate on (evaluation.max_rows, data.validation_size)")
     task = find_task(rows, section["task"])
-    length = record["data"]["ledger"]["max_length"]
-
-    def metrics(model: Any) -> Metrics:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=bool(recipe.value("training.bf16"))):
-            scores = score_rows(model, trained.renderer, rows, task, section, trained.stop_ids, length)
-        return summarize(scores, task, section, seed)
-
-    after = metrics(trained.model)
-    before = _base_metrics(trained, metrics) if with_base else None
+    after = score(trained, trained.model, rows, task, record)
+    before = _base_metrics(trained, lambda model: score(trained, model, rows, task, record)) if with_base else None
     return {
         "task": task,
         "split": examples.held_out_split,
@@ -106,6 +92,36 @@ def evaluate(trained: TrainedModel, record: Mapping[str, Any], with_base: bool =
         "confidence": section["confidence"],
         "examples": {"before": before.examples if before else [], "after": after.examples},
     }
+
+
+def read_held_out(recipe: ResolvedRecipe) -> Examples:
+    """Return the data that the recipe names, with the rows that are held out; there is at least one.
+
+    Raises:
+        UserError: the data cannot be read any more, or hold nothing out.
+    """
+    section = recipe.section("evaluation") or {}
+    examples = read(recipe.section("data") or {}, section, recipe.value("training.seed") or 0)
+    if not examples.held_out:
+        raise UserError("there are no held-out rows to evaluate on (evaluation.max_rows, data.validation_size)")
+    return examples
+
+
+def score(trained: TrainedModel, model: Any, rows: Sequence[Example], task: str, record: Mapping[str, Any]) -> Metrics:
+    """Return the metrics of a model on held-out rows, served and multiplied as the run's own model.
+
+    Args:
+        trained: the run's.
+        model: that one, or another that takes its tokens.
+        rows: held out.
+        task: as `find_task` returns it.
+        record: the run's `result.json`.
+    """
+    recipe, section = trained.recipe, trained.recipe.section("evaluation") or {}
+    length = record["data"]["ledger"]["max_length"]
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bool(recipe.value("training.bf16"))):
+        scores = score_rows(model, trained.renderer, rows, task, section, trained.stop_ids, length)
+    return summarize(scores, task, section, recipe.value("training.seed") or 0)
 
 
 def answer(

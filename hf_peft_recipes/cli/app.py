@@ -8,6 +8,7 @@ import typer
 
 from hf_peft_recipes.cli.certifying import certify_command
 from hf_peft_recipes.cli.inspecting import inspect_command
+from hf_peft_recipes.cli.merging import merge_command
 from hf_peft_recipes.cli.publishing import publish_recipe_command, pull_command, push_command
 from hf_peft_recipes.cli.recipes import copy_command, list_command, show_command
 from hf_peft_recipes.cli.training import train_command
@@ -34,6 +35,7 @@ app.command("inspect", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(in
 app.command("train", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(train_command)
 app.command("evaluate", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(evaluate_command)
 app.command("chat", rich_help_panel=_WORK)(chat_command)
+app.command("merge", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(merge_command)
 app.command("certify", rich_help_panel=_WORK)(certify_command)
 app.command("push", rich_help_panel=_HUB)(push_command)
 app.command("pull", rich_help_panel=_HUB)(pull_command)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes import certificate, results
-from hf_peft_recipes.adapters import read_fingerprint
 from hf_peft_recipes.card import Publication, make_card
 from hf_peft_recipes.errors import CertificateError, HubError, RecipeError, UserError
 from hf_peft_recipes.fingerprint import Fingerprint
@@ -26,6 +25,7 @@ from hf_peft_recipes.hub.contents import (
 from hf_peft_recipes.hub.digests import is_same, sha256
 from hf_peft_recipes.hub.pulling import download
 from hf_peft_recipes.hub.request import PushRequest
+from hf_peft_recipes.lineage import read_fingerprint
 
 
 def reserve(request: PushRequest, location: str, expected: Callable[[], Fingerprint | None]) -> Base:

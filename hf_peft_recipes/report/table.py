@@ -1,4 +1,4 @@
-"""The table at the end of a run, and after an evaluation."""
+"""The tables at the end of a run, after an evaluation, and after a merge."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -58,7 +58,44 @@ def run_table(record: Mapping[str, Any]) -> Any:
     return table
 
 
+def merge_table(record: Mapping[str, Any], folder: str) -> Any:
+    """Return a rich table of every way to merge, beside the unmerged adapter, and which one was kept.
+
+    Args:
+        record: as it stands in `merge.json`.
+        folder: of the merged model.
+    """
+    from rich.table import Table
+
+    variants, reference = record["variants"], record["unmerged"]
+    tokens = max((found["divergence"]["tokens"] for found in variants.values() if "error" not in found), default=0)
+    table = Table(
+        title=f"{folder}: {record['into']} ({record['why']})",
+        caption=f"KL from the unmerged adapter over {tokens:,} tokens; compared on {record['compared_on']}",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for heading in ("", "KL, nats/token", *(name.replace("_", " ") for name in reference["metrics"]), "dtype", "size"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    table.add_row("unmerged", "0", *(_value(*pair) for pair in reference["metrics"].items()), "", "")
+    for name, found in variants.items():
+        if "error" in found:
+            table.add_row(name, found["error"])
+            continue
+        values = (_value(*pair) for pair in found["metrics"].items())
+        cells = (f"{found['divergence']['mean']:.2e}", *values, found["dtype"], _size(found["size_bytes"]))
+        table.add_row(name, *cells, style="bold" if name == record["into"] else "")
+    return table
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.2f} GB" if number >= 1e8 else f"{number / 1e6:.2f} MB"
+
+
+def _value(name: str, value: float) -> str:
+    return ("{:.1%}" if name in _PERCENT else "{:,.4g}").format(value)
+
+
 def _figure(name: str, value: float, interval: tuple[float, float]) -> str:
-    form = "{:.1%}" if name in _PERCENT else "{:,.4g}"
-    low, high = (form.format(bound) for bound in interval)
-    return f"{form.format(value)} [dim]({low} – {high})[/dim]"
+    low, high = (_value(name, bound) for bound in interval)
+    return f"{_value(name, value)} [dim]({low} – {high})[/dim]"
