@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "MergeResult": "hf_peft_recipes.api",
     "PushRequest": "hf_peft_recipes.hub.request",
     "Recipe": "hf_peft_recipes.api",
     "RunResult": "hf_peft_recipes.api",
@@ -22,6 +23,7 @@ _ROOMS = {
 }
 
 __all__ = [
+    "MergeResult",
     "PushRequest",
     "Recipe",
     "RecipeError",
@@ -35,7 +37,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from hf_peft_recipes.api import Recipe, RunResult, certify, get_recipe, list_recipes, pull
+    from hf_peft_recipes.api import MergeResult, Recipe, RunResult, certify, get_recipe, list_recipes, pull
     from hf_peft_recipes.errors import RecipeError, UserError
     from hf_peft_recipes.hub.request import PushRequest
     from hf_peft_recipes.registry import register_recipe

@@ -47,7 +47,7 @@ class Check:
 
 
 def state(
-    model: Any, tokenizer: Any, stop_ids: Sequence[int], model_class: str, load: Mapping[str, Any]
+    model: Any, tokenizer: Any, stop_ids: Sequence[int], model_class: str, load: Mapping[str, Any], whole: bool = False
 ) -> dict[str, Any]:
     """Return what the live model says of itself, to be written beside its weights.
 
@@ -57,6 +57,7 @@ def state(
         stop_ids: ids that end an answer.
         model_class: name of the transformers class that loads the base.
         load: keyword arguments with which a plain client loads it: `dtype`, `quantization` …
+        whole: whether every tensor counts as trained, and not those alone that had gradients.
     """
     prompts = []
     for text in PROMPTS:
@@ -79,7 +80,7 @@ def state(
         "model_class": model_class,
         "load": dict(load),
         "stop_ids": list(stop_ids),
-        "trained": {name: digest(tensor) for name, tensor in model.named_parameters() if tensor.requires_grad},
+        "trained": {name: digest(one) for name, one in model.named_parameters() if whole or one.requires_grad},
         "prompts": prompts,
     }
 

@@ -46,7 +46,8 @@ def load(folder: Path, recipe: ResolvedRecipe, record: Mapping[str, Any]) -> Tra
     objective = find_objective(recipe.objective)
     own = {"name_or_path": str(folder)}
     tokenizer = models.load_tokenizer(own)
-    if recipe.section("adapter"):
+    # What lies there decides: after a merge the recipe still tells of an adapter.
+    if recipe.section("adapter") and not (folder / "config.json").is_file():
         section = recipe.section("model")
         models.check_base(section)
         base = models.load_base(objective.model_class(), section, recipe.section("quantization"))

@@ -10,6 +10,7 @@ import typer
 from hf_peft_recipes.api import RunResult
 from hf_peft_recipes.cli.flags import parse_flags
 from hf_peft_recipes.cli.printing import print_json, print_rich
+from hf_peft_recipes.cli.publishing import HUB, BaseModel, Private, PushBase, print_outcome
 from hf_peft_recipes.cli.recipes import AsJson
 from hf_peft_recipes.cli.using import Folder
 from hf_peft_recipes.errors import UserError
@@ -53,6 +54,12 @@ def merge_command(
     outtype: Annotated[
         str | None, typer.Option("--outtype", help="Of the GGUF file: f16, bf16, q8_0 …", rich_help_panel=GGUF)
     ] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", help="Publish the merged model: user/name.", rich_help_panel=HUB)
+    ] = None,
+    private: Private = False,
+    base_model: BaseModel = None,
+    push_base: PushBase = False,
     as_json: AsJson = False,
 ) -> None:
     """Merge a run's adapter into its base, and write a model that plain transformers loads.
@@ -80,12 +87,18 @@ def merge_command(
         outtype=outtype,
         overrides=[flag for flag in flags if flag.name not in ("with", "weights")],
     )
+    outcome = None
+    if push:
+        told = {"private": private, "base_model": base_model, "push_base": push_base}
+        outcome = RunResult.read(target).push_to_hub(push, **told)
     if as_json:
-        print_json({"folder": str(result.folder), **result.record})
+        print_json({"folder": str(result.folder), **result.record, **({"push": outcome} if outcome else {})})
         return
     from hf_peft_recipes.report.table import merge_table
 
     print_rich(merge_table(result.record, str(result.folder)))
+    if outcome:
+        print_outcome(outcome)
     print("go on with:")
     print(f"  AutoModelForCausalLM.from_pretrained({str(result.folder)!r})")
     if result.record["gguf"]:

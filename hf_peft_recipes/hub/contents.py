@@ -28,7 +28,8 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
-_OWN_FILES = (RECIPE_FILE, RESULT_FILE, "loss.png", "merge.json", STATEMENT_FILE, FINGERPRINT_FILE, CARD_FILE)
+_MERGE_FILE = "merge.json"
+_OWN_FILES = (RECIPE_FILE, RESULT_FILE, "loss.png", _MERGE_FILE, STATEMENT_FILE, FINGERPRINT_FILE, CARD_FILE)
 _NAMES = frozenset((*ADAPTER_FILES, *_MODEL_FILES, *_TOKENIZER_FILES, *_OWN_FILES))
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _WHOLE_PATH = re.compile(r"(?:/|~/|\.{1,2}/)[\w.@+=/-]+")
@@ -52,7 +53,6 @@ def model_files(folder: Path) -> list[str]:
         found += sorted(name for name in set(index["weight_map"].values()) if _SHARD.fullmatch(name))
     if ADAPTER_FILES[0] not in found and not any(name.endswith(".safetensors") for name in found):
         raise UserError(f"{str(folder)!r} holds neither an adapter nor a model (*.safetensors)")
-    # After `full` in a folder that once held an adapter, or the other way round, what was trained last is meant.
     return found
 
 
@@ -85,6 +85,9 @@ def stage(folder: Path, target: Path, record: Mapping[str, Any], base: Base, rep
     if (folder / FINGERPRINT_FILE).is_file():
         found = json.loads(from_json((folder / FINGERPRINT_FILE).read_text(encoding="utf-8")).to_json())
         _write(target / FINGERPRINT_FILE, _json(found | {"name": base.name, "revision": base.revision}))
+    if (folder / _MERGE_FILE).is_file():
+        merge = json.loads((folder / _MERGE_FILE).read_text(encoding="utf-8"))
+        _write(target / _MERGE_FILE, _json(_without_paths(merge | {"base_model": base.name})))
     if (folder / RECIPE_FILE).is_file():
         _write(target / RECIPE_FILE, published_recipe((folder / RECIPE_FILE).read_text(encoding="utf-8"), base))
     _write(target / RESULT_FILE, _json(record))

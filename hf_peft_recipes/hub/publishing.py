@@ -27,6 +27,9 @@ from hf_peft_recipes.hub.pulling import download
 from hf_peft_recipes.hub.request import PushRequest
 from hf_peft_recipes.lineage import read_fingerprint
 
+_MERGED = {"requantized": "quantized"}
+"""Variant of a merge to the Hub's word for its relation to the base, where that is not `merge`."""
+
 
 def reserve(request: PushRequest, location: str, expected: Callable[[], Fingerprint | None]) -> Base:
     """Return the base under its published name, after the repository was made. What can fail before training does.
@@ -205,14 +208,14 @@ class _Sending:
 
 def _card(staged: Path, record: Mapping[str, Any], base: Base, request: PushRequest) -> str:
     recipe = staged / results.RECIPE_FILE
-    merged, is_adapter = "merge" in record, (staged / ADAPTER_FILES[0]).is_file()
+    variant, is_adapter = (record.get("merge") or {}).get("variant"), (staged / ADAPTER_FILES[0]).is_file()
     publication = Publication(
         repo_id=request.repo_id,
         base_model=base.name,
         base_revision=base.revision,
         license=base.license,
         gated=base.gated,
-        relation="adapter" if is_adapter else "merge" if merged else "finetune",
+        relation="adapter" if is_adapter else _MERGED.get(variant, "merge") if variant else "finetune",
         datasets=_hub_datasets(record),
         private=request.private,
     )

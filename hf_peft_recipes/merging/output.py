@@ -10,15 +10,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hf_peft_recipes import results
+from hf_peft_recipes.certificate import write_statement
 from hf_peft_recipes.errors import RecipeError, UserError
+from hf_peft_recipes.fingerprint import FINGERPRINT_FILE
 from hf_peft_recipes.merging.request import MERGE_FILE, MergeRequest, check_free_bytes, check_target, find_converter
-from hf_peft_recipes.results import write_text
+from hf_peft_recipes.results import RECIPE_FILE, write_text
 
 _GGUF_FILE = "model.gguf"
 
 
-def save(model: Any, tokenizer: Any, record: dict[str, Any], request: MergeRequest) -> None:
-    """Write model, tokenizer and record to the target; add the files' sizes to the record.
+def save(
+    model: Any, tokenizer: Any, record: dict[str, Any], statement: Mapping[str, Any], request: MergeRequest
+) -> None:
+    """Write model, tokenizer, record and statement to the target; add the files' sizes to the record.
 
     Raises:
         UserError: the disk is full, or somebody wrote to the target meanwhile.
@@ -29,6 +34,10 @@ def save(model: Any, tokenizer: Any, record: dict[str, Any], request: MergeReque
         with _beside(request.target) as folder:
             model.save_pretrained(str(folder), max_shard_size=request.max_shard_size)
             tokenizer.save_pretrained(str(folder))
+            write_statement(folder, statement)
+            for name in (RECIPE_FILE, FINGERPRINT_FILE):
+                if (request.folder / name).is_file():
+                    shutil.copyfile(request.folder / name, folder / name)
             record["files"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
             write_record(folder, record)
     except Exception as error:
@@ -36,6 +45,31 @@ def save(model: Any, tokenizer: Any, record: dict[str, Any], request: MergeReque
         if isinstance(error, OSError) or "No space left" in str(error):
             raise UserError(f"{str(request.target)!r} could not be written: {error}") from error
         raise
+
+
+def describe(merged: Mapping[str, Any], run: Mapping[str, Any], request: MergeRequest) -> None:
+    """Write `merge.json` anew, and the run's record as that of the merged model, so that every verb works on it.
+
+    Args:
+        merged: the record of the merge.
+        run: that of the run.
+        request: what was asked for.
+    """
+    best = merged["variants"][merged["into"]]
+    metrics = dict(run["metrics"])
+    if best["metrics"] and metrics.get("intervals"):
+        intervals = {**metrics["intervals"], "after": best["intervals"]}
+        metrics |= {"after": best["metrics"], "intervals": intervals}
+    figures = {
+        f"{name}: KL from the unmerged adapter, nats a token": found["divergence"]["mean"]
+        for name, found in merged["variants"].items()
+        if "error" not in found
+    }
+    kept = {key: value for key, value in run.items() if key not in ("push", "certificate", "published_checkpoints")}
+    kept |= {"certificate": merged["certificate"]} if "certificate" in merged else {}
+    named = {"output_dir": str(request.target), "metrics": metrics}
+    results.write_result(request.target, kept | named | {"merge": {"variant": merged["into"], "figures": figures}})
+    write_record(request.target, merged)
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hf_peft_recipes import models, trained
+from hf_peft_recipes import certificate, models, trained
 from hf_peft_recipes.data import Example, Renderer
 from hf_peft_recipes.data.rendering import TokenRow
 from hf_peft_recipes.errors import UserError
@@ -22,6 +22,7 @@ from hf_peft_recipes.merging import combination, divergence, output
 from hf_peft_recipes.merging.request import MergeRequest, check
 from hf_peft_recipes.merging.texts import TEXTS
 from hf_peft_recipes.merging.variants import VARIANTS, build, possible_variants
+from hf_peft_recipes.objectives import find_objective
 from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.trained import TrainedModel
 
@@ -55,6 +56,7 @@ def merge(recipe: ResolvedRecipe, record: Mapping[str, Any], request: MergeReque
 
     Raises:
         UserError: a mistake in what was asked; nothing has been written then.
+        CertificateError: what was written does not load as what was merged.
         RecipeError: the GGUF converter failed; the merged model has been written.
     """
     check(recipe, record, request)
@@ -89,7 +91,7 @@ def merge(recipe: ResolvedRecipe, record: Mapping[str, Any], request: MergeReque
             _release()
             model = build(best, recipe, adapter)
     _set_stops(model, stops, tokenizer)
-    made = {
+    made: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "run": {"folder": str(request.folder.resolve()), "recipe": record["recipe"], "started": record["started"]},
         "base_model": models.base_location(recipe.section("model")),
@@ -108,7 +110,18 @@ def merge(recipe: ResolvedRecipe, record: Mapping[str, Any], request: MergeReque
         "files": {},
     }
     request.say(f"writing {best} to {request.target}")
-    output.save(model, tokenizer, made, request)
+    class_name = find_objective(recipe.objective).model_class().__name__
+    loading = {"dtype": str(model.dtype).removeprefix("torch.")}
+    statement = certificate.state(model, tokenizer, stops, class_name, loading, whole=True)
+    output.save(model, tokenizer, made, statement, request)
+    if recipe.value("certify") != "off":
+        model = None
+        _release()
+        request.say("loading it in a fresh process")
+        made["certificate"] = certificate.certify_in_fresh_process(request.target)
+    output.describe(made, record, request)
+    if "certificate" in made:
+        certificate.require(made["certificate"], str(request.target))
     if request.gguf:
         request.say("converting to GGUF")
         output.convert(made, request)

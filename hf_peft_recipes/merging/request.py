@@ -55,6 +55,8 @@ def check(recipe: ResolvedRecipe, record: Mapping[str, Any], request: MergeReque
     """Raise a UserError for what no merge can be made of. Loads no weights and writes nothing."""
     if not recipe.section("adapter"):
         raise UserError(f"nothing to merge: the run trained the whole model; {str(request.folder)!r} is that model")
+    if (request.folder / MERGE_FILE).is_file():
+        raise UserError(f"nothing to merge: {str(request.folder)!r} is a merged model already")
     if request.into is not None and request.into not in VARIANT_NAMES:
         near = did_you_mean(request.into, VARIANT_NAMES)
         raise UserError(f"--into {request.into!r}: it is one of {', '.join(VARIANT_NAMES)}{near}")

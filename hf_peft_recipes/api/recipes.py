@@ -1,0 +1,210 @@
+"""Recipes as a Python user holds them: found by name, decided to the last value, trained."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_peft_recipes import registry
+from hf_peft_recipes.api.runs import RunResult
+from hf_peft_recipes.device import Device, detect_device, named_device
+from hf_peft_recipes.spec import Override, ResolvedRecipe, compose, recipe_file, resolve, shown
+
+# Rooms that only a run needs are imported where it begins: `list` and `show` are to be instant.
+if TYPE_CHECKING:
+    from hf_peft_recipes.hub.request import PushRequest
+    from hf_peft_recipes.preflight import RunRequest
+
+_OBJECTS = ("tokenizer", "callbacks")
+
+
+def list_recipes(pattern: str = "*") -> list[str]:
+    """Return the sorted names of the recipes that match a shell pattern."""
+    return registry.list_names(pattern)
+
+
+def get_recipe(name: str, *, device: Device | str | None = None, exact: bool = False, **overrides: Any) -> "Recipe":
+    """Return the recipe `name`, resolved for a device, every key checked. Nothing is loaded.
+
+    Args:
+        name: a registered name, names joined by `+`, or the path of a YAML file.
+        device: for which the recipe's rules choose; None for this machine's.
+        exact: keep what the `recipe.yaml` of an earlier run took for its device.
+        overrides: fields by name, `learning_rate=1e-4`, or sections, `data={"columns": {"prompt": "question"}}`.
+            `model` and `dataset` may be objects: a loaded model, a `datasets.Dataset` or rows; so may `tokenizer`;
+            `callbacks` is a list of transformers' callbacks.
+
+    Raises:
+        UserError: an unknown name or key, or a value that its field cannot take.
+    """
+    objects = {key: overrides.pop(key) for key in _OBJECTS if key in overrides}
+    if not isinstance(overrides.get("model"), (str, Path, Mapping, type(None))):
+        objects["model"] = overrides.pop("model")
+    if not _is_name(overrides.get("dataset")):
+        objects["dataset"] = overrides.pop("dataset")
+    given = [Override(key, _without_paths(value), f"keyword {key}") for key, value in overrides.items()]
+    return resolve_recipe(name, given, device, exact, objects)
+
+
+def resolve_recipe(
+    name: str,
+    overrides: Sequence[Override],
+    device: Device | str | None = None,
+    exact: bool = False,
+    objects: Mapping[str, Any] | None = None,
+) -> "Recipe":
+    """Return the recipe `name` under overrides that know where they came from; see `get_recipe`."""
+    if device is None:
+        device = detect_device()
+    elif isinstance(device, str):
+        device = named_device(device)
+    composition, given = compose(name, _lookup, exact), tuple(overrides)
+
+    def decide(demo: bool) -> ResolvedRecipe:
+        return resolve(composition, given, {**device.facts(), "run.demo": demo})
+
+    return Recipe(decide(False), dict(objects or {}), decide)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that is decided to the last value, and can be run."""
+
+    resolved: ResolvedRecipe
+    objects: Mapping[str, Any]
+    """What the caller passed in place of names: model, tokenizer, dataset, callbacks."""
+    decide: Callable[[bool], ResolvedRecipe] = field(repr=False, compare=False)
+    """Resolves the recipe anew, for the embedded demo or not."""
+
+    @property
+    def name(self) -> str:
+        """The recipe's name, the same for all spellings of it."""
+        return self.resolved.name
+
+    def resolve(self) -> ResolvedRecipe:
+        """Return every value of the recipe, with its origin."""
+        return self.resolved
+
+    def show(self) -> dict[str, Any]:
+        """Return `{name, objective, <section>: {<key>: {value, origin, reason}}}`."""
+        return shown(self.resolved)
+
+    def to_yaml(self) -> str:
+        """Return the recipe as a YAML text that can be edited and run."""
+        return recipe_file(self.resolved)
+
+    def build_trainer(self, output_dir: str | Path | None = None) -> Any:
+        """Return TRL's trainer with model, adapter and tokenised data, for people with a loop of their own.
+
+        Args:
+            output_dir: where the trainer saves; by default a new folder below `runs/`.
+
+        Raises:
+            UserError: as `train` raises it.
+        """
+        from hf_peft_recipes.preflight import examine
+
+        request, resolved = self._request(output_dir, command="build_trainer"), self._for_run()
+        examined = examine(resolved, request)
+        from hf_peft_recipes.upstream_noise import quiet
+
+        with quiet():
+            from hf_peft_recipes.assembly import prepare
+
+            return prepare(resolved, request, examined).trainer
+
+    def inspect(self, rows: int = 3, row: int | None = None, longest: bool = False) -> dict[str, Any]:
+        """Return what the data are taken for, where every row goes, and some rows token by token. Loads no weights.
+
+        Args:
+            rows: how many rows to show, evenly spaced.
+            row: the one row to show, counted from 0 among the usable training rows.
+            longest: show the longest rows.
+
+        Raises:
+            UserError: as `train` raises it for its data; a row that is not there.
+        """
+        request, resolved = self._request(None, command="inspect", dry_run=True), self._for_run()
+        from hf_peft_recipes.upstream_noise import quiet
+
+        with quiet():
+            from hf_peft_recipes.inspection import inspect_data
+
+            return inspect_data(resolved, request, rows, row, longest)
+
+    def train(
+        self,
+        output_dir: str | Path | None = None,
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+        dry_run: bool = False,
+        progress: bool = True,
+        command: str | None = None,
+        publication: "PushRequest | None" = None,
+    ) -> RunResult:
+        """Train, evaluate before and after, save; return the run's result.
+
+        Args:
+            output_dir: the run's folder; by default a new one below `runs/`.
+            overwrite: replace the run that the folder holds.
+            resume: go on from the folder's last checkpoint.
+            dry_run: load everything, run one step, write nothing.
+            progress: show how far it is.
+            command: what started the run, for its record.
+            publication: where the run goes on the Hub when it is done.
+
+        Raises:
+            UserError: a mistake in what was asked; nothing has been written then.
+            LaunchError: other processes came up than were asked for.
+            NotTrainedError: the run stopped itself because tensors did not train.
+            CertificateError: what was saved does not load as what was trained.
+            HubError: the run is done, its folder whole, and it could not be published.
+        """
+        from hf_peft_recipes.preflight import examine
+
+        told = command or f"hf_peft_recipes.get_recipe({self.name!r}, …).train()"
+        request = self._request(
+            output_dir, told, overwrite=overwrite, resume=resume, dry_run=dry_run, progress=progress
+        )
+        resolved = self._for_run()
+        examined = examine(resolved, request)
+        from hf_peft_recipes.upstream_noise import quiet
+
+        with quiet():
+            # Imported once the cheap checks are through: it brings torch and everything else along.
+            from hf_peft_recipes.runner import run
+
+            record = run(resolved, request, examined, publication)
+        return RunResult(examined.output_dir, record)
+
+    def _for_run(self) -> ResolvedRecipe:
+        """Return the recipe for training: with neither model nor data, that of the embedded demo."""
+        from hf_peft_recipes.lineage import continued
+
+        named = [self.resolved.value("model.name_or_path"), self.resolved.value("data.dataset")]
+        given = [self.objects.get("model"), self.objects.get("dataset")]
+        return continued(self.decide(all(value is None for value in [*named, *given])))
+
+    def _request(self, output_dir: str | Path | None, command: str, **options: Any) -> "RunRequest":
+        from hf_peft_recipes.preflight import RunRequest
+
+        folder = None if output_dir is None else Path(output_dir).expanduser()
+        return RunRequest(output_dir=folder, command=command, **options, **self.objects)
+
+
+def _is_name(dataset: Any) -> bool:
+    """Whether a data set is given by its name, or several by theirs."""
+    names = dataset if isinstance(dataset, list) and dataset else [dataset]
+    return all(isinstance(name, (str, Path, type(None))) for name in names)
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _lookup(name: str) -> tuple[str, str, str | Mapping[str, Any]]:
+    source = registry.find(name)
+    return source.name, source.origin, source.read()
