@@ -56,7 +56,9 @@ def test(words: list[str]) -> None:
     run(tools / "ruff", "format", "--check", ".")
     run(tools / "mypy")
     run(tools / "lint-imports")
-    run(PYTHON, "-m", "pytest", *words)
+    # A process a core, each with one thread: torch's threads on shared cores hinder each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    run(PYTHON, "-m", "pytest", "-n", str(min(os.cpu_count() or 1, 8)), "--dist", "loadfile", *words)
 
 
 def main() -> None:

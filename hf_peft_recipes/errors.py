@@ -10,7 +10,7 @@ EXIT_CODES = {
     3: "the run stopped itself: what should train did not train, or what should be frozen moved",
     4: "the run stopped itself: the processes that came up are not the ones that were asked for",
     5: "the Hub was not reached or refused; what is on this machine is whole, and the last line says how to go on",
-    6: "what was written does not load as what was trained; nothing was published",
+    6: "what was written does not load as what was trained",
     130: "interrupted from the keyboard",
 }
 

@@ -2,12 +2,13 @@
 
 import base64
 import json
+import shlex
 import shutil
 import subprocess
 import sys
 
 import pytest
-from conftest import FAST, ROOT
+from conftest import FAST, ROOT, write_jsonl
 from loopback_hub import LoopbackHub
 
 from hf_peft_recipes import get_recipe
@@ -91,32 +92,41 @@ def contents(folder):
     return files, record
 
 
-def test_what_is_pushed_is_certified_and_pulled(hub, act, runs, tmp_path, command):
-    before = contents(runs[0])
-    answer = push(act, runs[0], "me/first", certify=True, tag="v1", private=True)
-    outcome = answer["result"]
-    assert outcome["certificate"]["status"] == "passed", outcome["certificate"]
-    assert {check["name"] for check in outcome["certificate"]["checks"]} >= {"base", "trained tensors", "logits"}
-    assert contents(runs[0]) == before
-    held = hub.files("me/first")
-    assert set(held) - {".gitattributes"} == PUBLISHED
-    assert hub.refs("me/first")["refs/tags/v1"] == outcome["commit"] == hub.refs("me/first")["refs/heads/main"]
-    assert len(hub.commits("me/first")) == 2, "one commit beside the one that makes the repository"
-    config = json.loads(held["adapter_config.json"])
-    base = hub.refs("me/base")["refs/heads/main"]
-    assert (config["base_model_name_or_path"], config["revision"]) == ("me/base", base)
-    pushed = read_result(runs[0])["push"]
-    assert pushed["status"] == "done" and set(pushed["files"]) == PUBLISHED
+def readme_commands():
+    """Return the commands of the README's section on publishing, without the program's name."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Publish")[1].split("## ")[0]
+    block = section.split("```bash\n")[1].split("```")[0]
+    return [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
 
+
+def test_what_the_readme_says(hub, runs, tmp_path, command, rows):
+    hub.add_user("user")
+    hub.add_repo("user/base", {path.name: path.read_bytes() for path in MODEL_DIR.iterdir() if path.is_file()})
+    shutil.copytree(runs[0], tmp_path / "out")
+    write_jsonl(tmp_path / "questions.jsonl", rows)
+    (tmp_path / "mine.yaml").write_text("extends: lora\nsummary: Mine.\n")
+    before = contents(tmp_path / "out")
     # Another machine: an empty cache, nothing but the name.
     environment = hub.environment(hub.token, tmp_path / "cache")
-    finished = command("pull", "me/first@v1", tmp_path / "pulled", "--json", **environment)
-    assert finished.returncode == 0, finished.stderr
-    certified = command("certify", tmp_path / "pulled", **environment)
-    assert certified.returncode == 0, certified.stdout + certified.stderr
-    answered = command("chat", tmp_path / "pulled", "--prompt", "What is 3 plus one?", "--json", **environment)
-    assert answered.returncode == 0, answered.stderr
-    # The same machine answers the same.
+    told = {}
+    for words in readme_commands():
+        shortened = [*words, "--dry_run"] if words[0] == "train" else words
+        finished = command(*shortened, cwd=tmp_path, **environment)
+        assert finished.returncode == 0, (words, finished.stderr)
+        told[words[0]] = finished.stdout
+    assert "certificate: 7 of 7 checks passed in a fresh process" in told["push"]
+    assert told["certify"].endswith("passed: me/name\n") and "me/recipe" in told["list"] and "me/name" in told["list"]
+    assert contents(tmp_path / "out") == before
+    held, pushed = hub.files("me/name"), read_result(tmp_path / "out")["push"]
+    assert set(held) - {".gitattributes"} == PUBLISHED == set(pushed["files"]) and pushed["status"] == "done"
+    assert hub.refs("me/name")["refs/tags/v1"] == pushed["commit"] == hub.refs("me/name")["refs/heads/main"]
+    assert len(hub.commits("me/name")) == 2, "one commit beside the one that makes the repository"
+    config = json.loads(held["adapter_config.json"])
+    assert (config["base_model_name_or_path"], config["revision"]) == (
+        "user/base",
+        hub.refs("user/base")["refs/heads/main"],
+    )
+    answered = command("chat", "copy", "--prompt", "What is 3 plus one?", "--json", cwd=tmp_path, **environment)
     from hf_peft_recipes import RunResult, trained
 
     here = trained.answer(
