@@ -11,7 +11,18 @@ from conftest import ROOT
 from hf_peft_recipes.errors import LaunchError
 from hf_peft_recipes.launching import World, check_environment, check_world
 
-SHORT = ("--max_steps", "2", "--evaluation.max_rows", "4", "--data.validation_rows", "4", "--save_strategy", "no")
+SHORT = (
+    "--max_steps",
+    "2",
+    "--evaluation.max_rows",
+    "4",
+    "--data.validation_rows",
+    "4",
+    "--save_strategy",
+    "no",
+    "--certify",
+    "off",
+)
 
 
 def accelerate(options, output_dir, *words):

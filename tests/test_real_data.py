@@ -1,12 +1,8 @@
 """A really pretrained model on public data, by every method: the README's example, shortened."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-import torch
-from test_training import RELOAD
 
 from hf_peft_recipes import get_recipe
 
@@ -25,7 +21,7 @@ def test_learns_and_reloads(method, name, public, tmp_path):
     recipe = get_recipe(
         method, model=str(public / "models" / "stories260K"), data={k: v for k, v in data.items() if v is not None},
         max_steps=6, max_length=256, gradient_accumulation_steps=4, learning_rate=5e-3 if method != "full" else 1e-3,
-        save_strategy="no", **{"evaluation.max_rows": 16},
+        save_strategy="no", certify="auto" if name == "rt-polarity" else "off", **{"evaluation.max_rows": 16},
     )  # fmt: skip
     result = recipe.train(tmp_path / "out", progress=False)
     metrics = result.metrics
@@ -36,18 +32,8 @@ def test_learns_and_reloads(method, name, public, tmp_path):
     counted = {"rt-polarity": 10662 - 16, "gsm8k": 7473 - 16}[name]
     assert rows["kept"] + rows["dropped"] == counted
     assert rows["dropped"] == 0
-    if name == "gsm8k":
-        return
-    # What was saved gives, in a fresh process, what the run's own loader gives here.
-    loaded = result.load().model
-    ids = result.load().renderer.tokenizer("Review: The soup was cold.", return_tensors="pt").input_ids
-    with torch.no_grad():
-        here = loaded(input_ids=ids, use_cache=False).logits.float()
-    script = RELOAD.replace("assert tokenizer.chat_template\n", "")
-    command = [sys.executable, "-c", script, str(tmp_path / "out"), method, str(tmp_path / "logits.pt")]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), here)
+    # What was saved gives, in a fresh process, what the live model gave.
+    assert name == "gsm8k" or result.record["certificate"]["status"] == "passed"
 
 
 INSPECTED = {
@@ -89,7 +75,7 @@ def test_public_data_are_inspected(name, public):
 def test_public_data_are_trained_on(name, public, tmp_path):
     recipe = get_recipe(
         "lora", model=str(public / "models" / "stories260K"), dataset=str(public / "data" / name), learning_rate=5e-3,
-        max_steps=6, max_length=256, gradient_accumulation_steps=2, save_strategy="no",
+        max_steps=6, max_length=256, gradient_accumulation_steps=2, save_strategy="no", certify="off",
         **{"evaluation.max_rows": 16, "evaluation.task": "text"}, **columns_of(name),
     )  # fmt: skip
     metrics = recipe.train(tmp_path / "out", progress=False).metrics

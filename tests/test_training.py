@@ -17,75 +17,26 @@ from hf_peft_recipes.results import read_schema
 
 METHODS = ("lora", "qlora", "full")
 
-RELOAD = """
-import sys, torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from peft import AutoPeftModelForCausalLM
-folder, method, target = sys.argv[1:]
-options = {"dtype": torch.float32 if method == "full" else torch.bfloat16}
-if method == "qlora":
-    options["quantization_config"] = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
-    )
-model = (AutoModelForCausalLM if method == "full" else AutoPeftModelForCausalLM).from_pretrained(folder, **options)
-for module in model.modules():
-    if hasattr(module, "support_avx512bf16_for_cpu"):
-        module.support_avx512bf16_for_cpu = False
-tokenizer = AutoTokenizer.from_pretrained(folder)
-assert tokenizer.chat_template
-ids = tokenizer("Review: The soup was cold.", return_tensors="pt").input_ids
-with torch.no_grad():
-    torch.save(model.eval()(input_ids=ids, use_cache=False).logits.float(), target)
-"""
-
 
 @pytest.fixture(scope="module", params=METHODS)
 def run(request, tmp_path_factory):
-    """Return `(method, result, logits)` of a short run of every method, the logits being the live model's."""
-    folder = tmp_path_factory.mktemp(request.param) / "out"
-    # No Recipe.train: the live model is wanted too.
-    from hf_peft_recipes import runner
-    from hf_peft_recipes.preflight import RunRequest, examine
-
-    recipe = get_recipe(
-        request.param,
-        max_steps=8,
-        learning_rate=1e-3,
-        max_length=128,
-        **{**FAST, "save_strategy": "steps", "save_steps": 4},
-    )
-    wanted, live = RunRequest(output_dir=folder, command="test", progress=False), {}
-    prepare = runner.prepare
-
-    def keep(*arguments):
-        live["prepared"] = prepare(*arguments)
-        return live["prepared"]
-
-    runner.prepare = keep
-    try:
-        record = runner.run(recipe.resolved, wanted, examine(recipe.resolved, wanted))
-    finally:
-        runner.prepare = prepare
-    trainer, tokenizer = live["prepared"].trainer, live["prepared"].renderer.tokenizer
-    # Without the autocast that training put around the forward pass.
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
-    ids = tokenizer("Review: The soup was cold.", return_tensors="pt").input_ids
-    with torch.no_grad():
-        logits = model(input_ids=ids, use_cache=False).logits.float()
-    return request.param, RunResult(folder, record), logits
+    """Return `(method, result)` of a short run of every method."""
+    settings = {**FAST, "save_strategy": "steps", "save_steps": 4, "certify": "auto"}
+    recipe = get_recipe(request.param, max_steps=8, learning_rate=1e-3, max_length=128, **settings)
+    return request.param, recipe.train(tmp_path_factory.mktemp(request.param) / "out", progress=False)
 
 
-def test_a_fresh_process_gets_the_same_logits(run, tmp_path):
-    method, result, logits = run
-    target = tmp_path / "logits.pt"
-    command = [sys.executable, "-c", RELOAD, str(result.folder), method, str(target)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr
-    assert torch.equal(torch.load(target), logits)
+def test_a_fresh_process_finds_what_was_trained(run):
+    method, result = run
+    certificate = result.record["certificate"]
+    assert certificate["status"] == "passed"
+    assert len(certificate["checks"]) == (4 if method == "full" else 7)
+    # One machine, one thing: what differs is how a log-probability is printed.
+    assert certificate["figures"]["log_probability_difference"] < 1e-5
 
 
 def test_the_record_keeps_to_its_schema(run):
-    _, result, _ = run
+    _, result = run
     written = json.loads((result.folder / "result.json").read_text())
     assert written == json.loads(json.dumps(result.record))
     jsonschema.validate(written, read_schema(), format_checker=jsonschema.FormatChecker())
@@ -99,7 +50,7 @@ def test_the_record_keeps_to_its_schema(run):
 
 
 def test_everything_that_should_train_did(run):
-    method, result, _ = run
+    method, result = run
     proof = result.record["proof"]
     assert proof["unproved"] == {}
     assert proof["judged"]
@@ -111,7 +62,7 @@ def test_everything_that_should_train_did(run):
 
 
 def test_parameters_count_quantised_weights_as_they_are(run):
-    method, result, _ = run
+    method, result = run
     total = result.record["parameters"]["total"]
     from transformers import AutoModelForCausalLM
 
@@ -122,7 +73,7 @@ def test_parameters_count_quantised_weights_as_they_are(run):
 
 
 def test_the_folder_holds_what_is_needed_and_no_secrets(run):
-    method, result, _ = run
+    method, result = run
     names = {path.name for path in result.folder.iterdir()}
     weights = (
         {"model.safetensors", "config.json"}
@@ -136,7 +87,7 @@ def test_the_folder_holds_what_is_needed_and_no_secrets(run):
 
 
 def test_the_recipe_file_repeats_the_run(run, tmp_path):
-    method, result, _ = run
+    method, result = run
     content = yaml.safe_load((result.folder / "recipe.yaml").read_text())
     assert "output_dir" not in content["training"]
     again = get_recipe(str(result.folder / "recipe.yaml")).train(tmp_path / "again", progress=False)
@@ -147,7 +98,7 @@ def test_the_recipe_file_repeats_the_run(run, tmp_path):
 
 
 def test_a_folder_in_use_is_refused_overwritten_or_resumed(run, tmp_path):
-    _, result, _ = run
+    _, result = run
     recipe = get_recipe(str(result.folder / "recipe.yaml"))
     with pytest.raises(UserError, match="already holds a run"):
         recipe.train(result.folder)
@@ -174,7 +125,7 @@ def test_a_folder_in_use_is_refused_overwritten_or_resumed(run, tmp_path):
 
 
 def test_evaluate_and_chat_from_the_folder(run, command):
-    method, result, _ = run
+    method, result = run
     finished = command("evaluate", result.folder, "--json")
     assert finished.returncode == 0, finished.stderr
     metrics = json.loads(finished.stdout)["metrics"]
@@ -189,7 +140,7 @@ def test_evaluate_and_chat_from_the_folder(run, command):
 
 
 def test_chat_streams_and_remembers(run):
-    _, result, _ = run
+    _, result = run
     process = subprocess.run(
         [sys.executable, "-m", "hf_peft_recipes", "chat", str(result.folder), "--max_new_tokens", "3"],
         input="Hello\nAnd again\n\n", capture_output=True, text=True, check=False,
@@ -309,7 +260,7 @@ def test_packed_rows_are_masked_apart(tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_demo_learns(method, command, tmp_path):
     """The promise of the README: near chance before, 90 % or more after, on rows that were never seen."""
-    finished = command("train", method, "--output_dir", tmp_path / "out", "--json")
+    finished = command("train", method, "--output_dir", tmp_path / "out", "--certify", "off", "--json")
     assert finished.returncode == 0, finished.stderr
     record = json.loads(finished.stdout)
     assert 0.4 <= record["metrics"]["before"]["accuracy"] <= 0.6

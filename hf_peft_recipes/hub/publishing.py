@@ -219,7 +219,10 @@ def _card(staged: Path, record: Mapping[str, Any], base: Base, request: PushRequ
         datasets=_hub_datasets(record),
         private=request.private,
     )
-    return make_card(record, recipe.read_text(encoding="utf-8") if recipe.is_file() else "", publication)
+    try:
+        return make_card(record, recipe.read_text(encoding="utf-8"), publication)
+    except ValueError as error:
+        raise HubError(f"{request.repo_id}: {error}; nothing was sent") from None
 
 
 def _hub_datasets(record: Mapping[str, Any]) -> tuple[str, ...]:
