@@ -37,7 +37,7 @@ def add_adapter(model: Any, adapter: Mapping[str, Any], task_type: str) -> Any:
 
     Args:
         model: the base, quantised or not.
-        adapter: `peft_type` and the keyword arguments of that type's config class; or the `name_or_path` of an adapter
+        adapter: `peft_type` and the keyword arguments of that type's config class; or the `adapter_name_or_path` of one
             to go on with.
         task_type: PEFT's name of the task, `CAUSAL_LM` for one.
 
@@ -48,7 +48,7 @@ def add_adapter(model: Any, adapter: Mapping[str, Any], task_type: str) -> Any:
 
     arguments = {**adapter, "peft_type": str(adapter["peft_type"]).upper(), "task_type": task_type}
     try:
-        if location := arguments.pop("name_or_path", None):
+        if location := arguments.pop("adapter_name_or_path", None):
             wrapped = PeftModel.from_pretrained(model, location, is_trainable=True)
         else:
             wrapped = get_peft_model(model, get_peft_config(arguments))

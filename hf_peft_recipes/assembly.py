@@ -89,12 +89,12 @@ def _model(recipe: ResolvedRecipe, request: RunRequest, objective: Objective, to
     model = request.model
     if model is None:
         model = models.load_base(objective.model_class(), recipe.section("model"), recipe.section("quantization"))
-        if adapter and adapter.get("name_or_path"):
-            lineage.require_base(Path(adapter["name_or_path"]), recipe.section("model"))
+        if adapter and adapter.get("adapter_name_or_path"):
+            lineage.require_base(Path(adapter["adapter_name_or_path"]), recipe.section("model"))
     # A caller's model that has its adapter already keeps it.
     if adapter and not hasattr(model, "peft_config"):
         added = adapters.fit_vocabulary(model, tokenizer)
-        if added and not {"trainable_token_indices", "modules_to_save", "name_or_path"} & adapter.keys():
+        if added and not {"trainable_token_indices", "modules_to_save", "adapter_name_or_path"} & adapter.keys():
             # A frozen embedding of a new token would stay what it was drawn as.
             adapter = {**adapter, "trainable_token_indices": dict.fromkeys(adapters.vocabulary_layers(model), added)}
         model = adapters.add_adapter(model, adapter, objective.TASK_TYPE)

@@ -59,6 +59,28 @@ def state(
         load: keyword arguments with which a plain client loads it: `dtype`, `quantization` …
         whole: whether every tensor counts as trained, and not those alone that had gradients.
     """
+    try:
+        said, autocast = _say(model, tokenizer, stop_ids), False
+    except RuntimeError:
+        # Some methods (IA3 on a 4-bit base) multiply float32 with bfloat16, which works nowhere but under autocast.
+        with _autocast(model, True):
+            said, autocast = _say(model, tokenizer, stop_ids), True
+    with _autocast(model, autocast):
+        effect = _without_adapter(model, said)
+    return {
+        "schema_version": 1,
+        "adapter_effect": effect,
+        "autocast": autocast,
+        "model_class": model_class,
+        "load": dict(load),
+        "stop_ids": list(stop_ids),
+        "trained": {name: digest(one) for name, one in model.named_parameters() if whole or one.requires_grad},
+        "prompts": said,
+    }
+
+
+def _say(model: Any, tokenizer: Any, stop_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Return what the model makes of the fixed prompts."""
     prompts = []
     for text in PROMPTS:
         ids = prompt_ids(tokenizer, text)
@@ -74,15 +96,7 @@ def state(
                 "log_probabilities": [[round(value, 6) for value in row] for row in values.tolist()],
             }
         )
-    return {
-        "schema_version": 1,
-        "adapter_effect": _without_adapter(model, prompts),
-        "model_class": model_class,
-        "load": dict(load),
-        "stop_ids": list(stop_ids),
-        "trained": {name: digest(one) for name, one in model.named_parameters() if whole or one.requires_grad},
-        "prompts": prompts,
-    }
+    return prompts
 
 
 def write_statement(folder: Path, statement: Mapping[str, Any]) -> None:
@@ -185,16 +199,29 @@ def _check_all(folder: Path, statement: Mapping[str, Any], checks: list[Check], 
         checks += [_check_base(folder), _check_keys(model, adapter)]
     checks.append(_check_tensors(model, statement["trained"]))
     checks.append(_check_template(tokenizer, statement["prompts"]))
+    with _autocast(model, statement["autocast"]):
+        _check_behaviour(model, tokenizer, statement, checks, figures)
+
+
+def _check_behaviour(
+    model: Any, tokenizer: Any, statement: Mapping[str, Any], checks: list[Check], figures: dict[str, float]
+) -> None:
+    """Append what can be told of the model by what it says."""
     tolerance = TOLERANCE.get(str(statement["load"].get("dtype")), TOLERANCE["bfloat16"])
-    figures["log_probability_difference"] = _difference(model, statement["prompts"])
-    if adapter is not None:
-        figures["adapter_effect"] = _without_adapter(model, statement["prompts"])
-        acts = figures["adapter_effect"] > figures["log_probability_difference"] or statement["adapter_effect"] == 0
-        told = f"log-probabilities are off by {figures['adapter_effect']:.4g} nats without it"
-        checks.append(Check("the adapter acts", acts, told))
-    off = figures["log_probability_difference"]
-    checks.append(Check("logits", off <= tolerance, f"largest difference {off:.3g} nats, {tolerance:g} allowed"))
+    off = figures["log_probability_difference"] = _difference(model, statement["prompts"])
+    if hasattr(model, "disable_adapter"):
+        effect = figures["adapter_effect"] = _without_adapter(model, statement["prompts"])
+        acts = effect > off or statement["adapter_effect"] == 0
+        checks.append(Check("the adapter acts", acts, f"log-probabilities are off by {effect:.4g} nats without it"))
+    under = ", under torch.autocast alone" if statement["autocast"] else ""
+    checks.append(Check("logits", off <= tolerance, f"largest difference {off:.3g} nats, {tolerance:g} allowed{under}"))
     checks.append(_check_answers(model, tokenizer, statement, tolerance))
+
+
+def _autocast(model: Any, enabled: bool) -> Any:
+    import torch
+
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=enabled)
 
 
 def _load(folder: Path, statement: Mapping[str, Any], has_adapter: bool) -> Any:

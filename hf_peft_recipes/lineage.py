@@ -13,7 +13,7 @@ from hf_peft_recipes.fingerprint import FINGERPRINT_FILE, Fingerprint, differenc
 from hf_peft_recipes.spec import Entry, ResolvedRecipe
 from hf_peft_recipes.spec.entries import GIVEN
 
-_NAMED = ("adapter", "name_or_path")
+_NAMED = ("adapter", "adapter_name_or_path")
 
 
 def read_fingerprint(folder: Path) -> Fingerprint | None:

@@ -137,7 +137,10 @@ def answer(
         prompt = trained.renderer.serve(messages)
     except ValueError as error:
         raise UserError(str(error)) from None
-    return stream(trained.model, trained.renderer.tokenizer, prompt, trained.stop_ids, max_new_tokens, write)
+    # As it was trained and scored: IA3 on a 4-bit base multiplies dtypes that only autocast brings together.
+    enabled = bool(trained.recipe.value("training.bf16"))
+    with torch.autocast(trained.model.device.type, torch.bfloat16, enabled=enabled):
+        return stream(trained.model, trained.renderer.tokenizer, prompt, trained.stop_ids, max_new_tokens, write)
 
 
 def _base_metrics(trained: TrainedModel, metrics: Callable[[Any], Metrics]) -> Metrics:

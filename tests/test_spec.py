@@ -171,7 +171,7 @@ def test_flags_reach_their_section(words, path, value):
         ("lora", ["--training.output_dir", "x"], r"training.output_dir .*--output_dir"),
         ("lora", ["--assistant_only_loss"], r"--assistant_only_loss .*data.loss_on"),
         ("lora", ["--peft_type", "LORAX"], r"PEFT has no peft_type 'LORAX'"),
-        ("lora", ["--adapter", "x"], r"--adapter is a section"),
+        ("lora", ["--training", "x"], r"--training is a section"),
         ("lora", ["word"], r"'word' belongs to no flag"),
         ("full", ["--quantization.load_in_4bit"], r"quantises the base .* but has no adapter to train"),
     ],

@@ -38,6 +38,8 @@ def save(
             for name in (RECIPE_FILE, FINGERPRINT_FILE):
                 if (request.folder / name).is_file():
                     shutil.copyfile(request.folder / name, folder / name)
+            # Written again, with more in it, once a fresh process has looked at the model.
+            results.write_result(folder, {})
             record["files"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
             write_record(folder, record)
     except Exception as error:

@@ -123,7 +123,7 @@ def _flag_path(override: Override, fields: Fields, entries: Entries) -> Path:
     if override.name in FLAG_ALIASES and not isinstance(override.value, Mapping):
         return FLAG_ALIASES[override.name]
     if override.name == "adapter" and isinstance(override.value, str) and override.value != "null":
-        return FLAG_ALIASES["adapter_name_or_path"]
+        return ("adapter", "adapter_name_or_path")
     if parts[0] in SECTIONS:
         if len(parts) == 1 and not isinstance(override.value, Mapping) and override.value not in (None, "null"):
             raise UserError(f"{override.origin} is a section: set a key of it, --{parts[0]}.KEY, or null")

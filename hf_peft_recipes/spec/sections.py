@@ -42,7 +42,7 @@ HOUSE_FIELDS: dict[str, dict[str, Field]] = {
 
 _ADAPTER_FIELDS = {
     "peft_type": Field("str"),
-    "name_or_path": Field("str"),  # the folder of an adapter to go on with
+    "adapter_name_or_path": Field("str"),  # the folder of an adapter to go on with
 }
 
 CHOICES: dict[Path, tuple[str, ...]] = {
@@ -117,7 +117,6 @@ FLAG_ALIASES: dict[str, Path] = {
     "split": ("data", "split"),
     "speed": ("speed",),
     "certify": ("certify",),
-    "adapter_name_or_path": ("adapter", "name_or_path"),
     "fix": ("data", "fix"),
 }
 """Words of the command line that are no field's own name."""
