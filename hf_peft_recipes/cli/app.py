@@ -7,6 +7,7 @@ import traceback
 import typer
 
 from hf_peft_recipes.cli.inspecting import inspect_command
+from hf_peft_recipes.cli.planning import plan_command
 from hf_peft_recipes.cli.recipes import copy_command, list_command, show_command
 from hf_peft_recipes.cli.training import train_command
 from hf_peft_recipes.cli.using import chat_command, evaluate_command
@@ -27,6 +28,7 @@ _SHELF, _WORK = "Recipes", "Runs"
 app.command("list", rich_help_panel=_SHELF)(list_command)
 app.command("show", rich_help_panel=_SHELF, context_settings=_TAKES_FIELDS)(show_command)
 app.command("cp", rich_help_panel=_SHELF)(copy_command)
+app.command("plan", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(plan_command)
 app.command("inspect", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(inspect_command)
 app.command("train", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(train_command)
 app.command("evaluate", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(evaluate_command)

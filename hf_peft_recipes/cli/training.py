@@ -33,6 +33,10 @@ def train_command(
         bool,
         typer.Option("--dry_run", help="Load everything, run one step, write nothing.", rich_help_panel=RUN),
     ] = False,
+    fit: Annotated[
+        bool,
+        typer.Option("--fit", help="Where it does not fit, take the cheapest changes that do.", rich_help_panel=RUN),
+    ] = False,
     exact: Exact = False,
     as_json: AsJson = False,
     num_processes: Annotated[
@@ -70,6 +74,11 @@ def train_command(
     `hf-peft-recipes show NAME` prints what a recipe sets, and why.
     """
     recipe = resolve_recipe(name, parse_flags(context.args), exact=exact)
+    if fit:
+        fitted = recipe.fitted()
+        if fitted is not recipe and launching.rank_from_environment() == 0:
+            print(f"--fit: {fitted.fitted_by}", file=sys.stderr)
+        recipe = fitted
     if num_processes is not None or accelerate_config is not None:
         words = _without(sys.argv[1:], ("--num_processes", "--accelerate_config"))
         on_cpu = bool(recipe.resolved.value("training.use_cpu"))

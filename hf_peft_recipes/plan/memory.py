@@ -1,0 +1,152 @@
+"""From the sizes of a step to what a run takes: loading, training, evaluating, saving; on a GPU or in host memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from hf_peft_recipes.plan.job import Job
+from hf_peft_recipes.plan.shapes import Shape
+from hf_peft_recipes.plan.step import StepSizes, walk_evaluation, walk_step
+
+MIB = 2**20
+
+HOST_LIBRARIES_BYTES = 590 * MIB
+"""Resident before a model is loaded, with everything imported that a run needs, and the code that its first steps
+fetch: measured with torch 2.13 (CPU), transformers 5.23, trl 1.16, peft 0.21.2, bitsandbytes 0.50.2, Linux x86-64."""
+KERNEL_BYTES, KERNELS_KEPT = int(0.78 * MIB), 1024
+"""Of a kernel that oneDNN makes for one shape of a bfloat16 product, and how many it keeps (its documented
+ONEDNN_PRIMITIVE_CACHE_CAPACITY). Measured: 60 numbers of rows in one product 0.53 MiB of heap each; 120 lengths of a
+document in attention's way back 6.7 MiB resident each, until the cache was full at 0.8 GiB."""
+KERNELS_A_LENGTH = 9
+HOST_FRAGMENTATION = 0.10
+"""Of what lives for a step only: holes in glibc's heap, which has no page of large tensors to give back."""
+GPU_CONTEXT_BYTES = 512 * MIB
+"""CUDA's context and the code of the kernels; not measured here."""
+GPU_WORKSPACE_BYTES = 8 * MIB
+"""Of cuBLAS, torch's default `:4096:2:16:8`; 32 MiB from Hopper on. Not measured here."""
+GPU_FRAGMENTATION = 0.05
+"""Of what lives for a step only: rounding to 512 bytes and segments of torch's caching allocator; not measured here."""
+
+EVALUATION_LOGIT_BYTES = 512 * MIB
+"""What evaluation.py lets the float32 logits of a batch take."""
+
+SHARDED = {
+    "none": (),
+    "ddp": (),
+    "zero1": ("optimizer",),
+    "zero2": ("optimizer", "gradients"),
+    "zero3": ("weights", "weights_quantized", "adapters", "gradients", "optimizer"),
+    "fsdp": ("weights", "weights_quantized", "adapters", "gradients", "optimizer"),
+}
+"""What each way of sharding divides among the devices: Rajbhandari et al. 2020, arXiv:1910.02054; FSDP2 as ZeRO-3."""
+
+STATIC = ("weights", "weights_quantized", "adapters", "gradients", "optimizer")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one device, or the host, is to hold."""
+
+    parts: dict[str, int]
+    """Bytes by part, at the peak of training."""
+    phases: dict[str, int]
+    """Peak bytes of load, train, evaluate and save."""
+
+    @property
+    def total_bytes(self) -> int:
+        """The peak of the whole run."""
+        return max(self.phases.values())
+
+
+def plan_memory(job: Job, shape: Shape, step: StepSizes | None = None) -> Memory:
+    """Return what a run takes on each device.
+
+    Args:
+        job: that runs.
+        shape: of its model.
+        step: the sizes of its step, where they are known.
+    """
+    step = step or walk_step(job, shape)
+    return memory_of(job, step, _evaluation_bytes(job, shape, step))
+
+
+def memory_of(job: Job, step: StepSizes, evaluation: int) -> Memory:
+    """Return what a run takes, given its step.
+
+    Args:
+        job: that runs.
+        step: the sizes of its step on a device that holds the whole model.
+        evaluation: bytes of evaluation beyond weights and optimizer.
+    """
+    parts = Counter(step.parts)
+    divided = SHARDED[job.sharding] if job.devices > 1 else ()
+    for part in divided:
+        parts[part] = -(-parts[part] // job.devices)
+    if job.devices > 1 and "weights" in divided:
+        # A layer made whole while it works, and the next one on its way.
+        parts["workspace"] += 2 * step.largest_layer * (job.autocast_bytes or job.item_bytes)
+    elif job.devices > 1:
+        # DistributedDataParallel's buckets are as large as the gradients; ZeRO's likewise.
+        parts["workspace"] += step.gradient_bytes
+    fixed, share = _constants(job)
+    temporary = sum(size for part, size in parts.items() if part not in STATIC)
+    parts["fragmentation"] += int(share * temporary)
+    parts += fixed
+    kept = {part: size for part, size in parts.items() if size > 0}
+    resident = fixed.total() + sum(parts[part] for part in ("weights", "weights_quantized", "adapters"))
+    trained = parts["optimizer"] + resident
+    saved = step.gradient_bytes if job.on_cpu else 0
+    return Memory(
+        kept,
+        {
+            "load": resident - parts["adapters"] + _loading_bytes(job, step),
+            "train": sum(kept.values()),
+            "evaluate": trained + int((1 + share) * evaluation),
+            # safetensors turns host tensors into bytes before it writes them.
+            "save": trained + saved,
+        },
+    )
+
+
+def _constants(job: Job) -> tuple[Counter[str], float]:
+    """Return what libraries take, by part, and the share that is lost in holes."""
+    if not job.on_cpu:
+        hopper = any(name in job.device.name for name in ("H100", "H200", "B200"))
+        workspace = GPU_WORKSPACE_BYTES * (4 if hopper else 1)
+        return Counter(libraries=GPU_CONTEXT_BYTES, workspace=workspace), GPU_FRAGMENTATION
+    constants = Counter(libraries=HOST_LIBRARIES_BYTES)
+    if job.bits and job.stored_item_bytes == job.item_bytes:
+        # What is not quantised is a view of the file, which keeps all of the file's pages that were read.
+        constants["mapped_files"] = job.quantized_elements * job.stored_item_bytes
+    if job.by_document and job.autocast_bytes:
+        constants["kernels"] = min(KERNELS_KEPT, job.document_lengths * KERNELS_A_LENGTH) * KERNEL_BYTES
+    return constants, HOST_FRAGMENTATION
+
+
+def _loading_bytes(job: Job, step: StepSizes) -> int:
+    """Return what loading takes beyond the weights that stay."""
+    if job.bits:
+        # One weight whole in its own precision, and what quantising makes of it in float32.
+        return step.largest_quantized * (job.stored_item_bytes + 4)
+    if job.on_cpu and job.item_bytes != job.stored_item_bytes:
+        # The pages of the files, beside the weights that were made of them.
+        return step.parts["weights"] // job.item_bytes * job.stored_item_bytes
+    return 0
+
+
+def _evaluation_bytes(job: Job, shape: Shape, step: StepSizes) -> int:
+    """Return what scoring and answering held-out rows takes beyond weights and optimizer, at worst.
+
+    Rows are taken to be as long as `max_length`, all their tokens scored, and answers asked for.
+    """
+    rows = job.evaluation.get("max_rows")
+    rows = 1000 if rows is None else int(rows)
+    if rows == 0:
+        return 0
+    most = max(1, EVALUATION_LOGIT_BYTES // (4 * shape.vocabulary) // job.length)
+    tokens = min(rows, most) * job.length
+    scoring = walk_evaluation(job, replace(shape, layers=1), tokens, tokens)
+    batch = min(rows, int(job.evaluation.get("batch_size") or 32))
+    cache = batch * job.length * shape.layers * 2 * shape.key_width * (job.autocast_bytes or job.item_bytes)
+    return max(scoring, cache + walk_evaluation(job, replace(shape, layers=1), batch * job.length, batch))
