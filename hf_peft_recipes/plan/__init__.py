@@ -169,7 +169,7 @@ def _traced_alone(recipe: ResolvedRecipe, job: Job, missing: str) -> MemoryPlan:
     gradients = traced.trainable * (4 if job.adapter else job.item_bytes)
     parts: dict[str, int] = {**static, "gradients": gradients if job.accumulation > 1 else 0}
     parts["activations"] = traced.peak_bytes - sum(parts.values())
-    sizes = StepSizes(traced.peak_bytes, _counter(parts), traced.saved_bytes, 0, 0, gradients, 0)
+    sizes = StepSizes(traced.peak_bytes, _counter(parts), traced.saved_bytes, traced.saved_bytes, 0, 0, gradients, 0)
     memory = memory_of(job, sizes, 0)
     note = f"{missing} has no closed form: traced on the meta device; evaluation and time are not planned"
     return _plan(

@@ -47,7 +47,7 @@ def config_values(config: Any) -> Mapping[str, Any]:
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -68,6 +68,9 @@ def _from_hub(name: str, revision: str | None) -> Path:
         HFValidationError: "neither a folder nor an id of the Hub",
     }
     try:
+        # What was fetched once is at hand at once, and without a network.
+        if isinstance(cached := try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return Path(cached)
         return Path(hf_hub_download(name, "config.json", revision=revision))
     except tuple(why) as error:
         reason = next(text for kind, text in why.items() if isinstance(error, kind))

@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from hf_peft_recipes.plan.job import Job
-from hf_peft_recipes.plan.memory import Memory, plan_memory
+from hf_peft_recipes.plan.memory import Memory, evaluation_bytes, memory_of
 from hf_peft_recipes.plan.profiles import Profile
 from hf_peft_recipes.plan.shapes import Shape
 from hf_peft_recipes.plan.step import walk_step
@@ -197,18 +197,19 @@ def _last(make: Callable[[int], Job], job: Job, shape: Shape, most: int) -> int:
 
 def _estimate(job: Job, shape: Shape, training_only: bool = False) -> Memory:
     """Return what a job takes, from its model with few layers: all layers alike, sums grow by the same for each."""
-    if training_only:
-        job = replace(job, evaluation={**job.evaluation, "max_rows": 0})
+    evaluation = 0 if training_only else evaluation_bytes(job, shape)
     if shape.layers <= 4 or shape.dense_layers:
-        return plan_memory(job, shape)
-    few = [plan_memory(_of_layers(job, shape, count), replace(shape, layers=count)) for count in (2, 3)]
+        return memory_of(job, walk_step(job, shape), evaluation)
+    few = [_memory_of_layers(job, shape, count) for count in (2, 3)]
     more = shape.layers - 3
     phases = {phase: size + more * (size - few[0].phases[phase]) for phase, size in few[1].phases.items()}
+    phases["evaluate"] += evaluation
     return Memory(few[1].parts, phases)
 
 
-def _of_layers(job: Job, shape: Shape, layers: int) -> Job:
-    return replace(job, quantized_elements=job.quantized_elements * layers // shape.layers)
+def _memory_of_layers(job: Job, shape: Shape, layers: int) -> Memory:
+    job = replace(job, quantized_elements=job.quantized_elements * layers // shape.layers)
+    return memory_of(job, walk_step(job, replace(shape, layers=layers)), 0)
 
 
 def _seconds(job: Job, shape: Shape, profile: Profile) -> float:

@@ -19,8 +19,11 @@ KERNEL_BYTES, KERNELS_KEPT = int(0.78 * MIB), 1024
 ONEDNN_PRIMITIVE_CACHE_CAPACITY). Measured: 60 numbers of rows in one product 0.53 MiB of heap each; 120 lengths of a
 document in attention's way back 6.7 MiB resident each, until the cache was full at 0.8 GiB."""
 KERNELS_A_LENGTH = 9
-HOST_FRAGMENTATION = 0.10
-"""Of what lives for a step only: holes in glibc's heap, which has no page of large tensors to give back."""
+HOST_HOLES = 0.75
+"""Of what a pass without checkpointing saves: holes in glibc's heap, checkpointing or not. Torch asks for memory
+aligned to 64 bytes, and glibc gives no hole of just the size again to such a request (its bug 14581; glibc 2.36 here).
+Measured over models and lengths; with every tensor in pages of its own (MALLOC_MMAP_THRESHOLD_=65536) the holes are
+gone."""
 GPU_CONTEXT_BYTES = 512 * MIB
 """CUDA's context and the code of the kernels; not measured here."""
 GPU_WORKSPACE_BYTES = 8 * MIB
@@ -68,7 +71,7 @@ def plan_memory(job: Job, shape: Shape, step: StepSizes | None = None) -> Memory
         step: the sizes of its step, where they are known.
     """
     step = step or walk_step(job, shape)
-    return memory_of(job, step, _evaluation_bytes(job, shape, step))
+    return memory_of(job, step, evaluation_bytes(job, shape))
 
 
 def memory_of(job: Job, step: StepSizes, evaluation: int) -> Memory:
@@ -89,9 +92,9 @@ def memory_of(job: Job, step: StepSizes, evaluation: int) -> Memory:
     elif job.devices > 1:
         # DistributedDataParallel's buckets are as large as the gradients; ZeRO's likewise.
         parts["workspace"] += step.gradient_bytes
-    fixed, share = _constants(job)
+    fixed = _constants(job)
     temporary = sum(size for part, size in parts.items() if part not in STATIC)
-    parts["fragmentation"] += int(share * temporary)
+    parts["fragmentation"] += int(HOST_HOLES * step.pass_bytes if job.on_cpu else GPU_FRAGMENTATION * temporary)
     parts += fixed
     kept = {part: size for part, size in parts.items() if size > 0}
     resident = fixed.total() + sum(parts[part] for part in ("weights", "weights_quantized", "adapters"))
@@ -102,26 +105,26 @@ def memory_of(job: Job, step: StepSizes, evaluation: int) -> Memory:
         {
             "load": resident - parts["adapters"] + _loading_bytes(job, step),
             "train": sum(kept.values()),
-            "evaluate": trained + int((1 + share) * evaluation),
+            "evaluate": trained + evaluation,
             # safetensors turns host tensors into bytes before it writes them.
             "save": trained + saved,
         },
     )
 
 
-def _constants(job: Job) -> tuple[Counter[str], float]:
-    """Return what libraries take, by part, and the share that is lost in holes."""
+def _constants(job: Job) -> Counter[str]:
+    """Return what libraries and their caches take, by part."""
     if not job.on_cpu:
         hopper = any(name in job.device.name for name in ("H100", "H200", "B200"))
         workspace = GPU_WORKSPACE_BYTES * (4 if hopper else 1)
-        return Counter(libraries=GPU_CONTEXT_BYTES, workspace=workspace), GPU_FRAGMENTATION
+        return Counter(libraries=GPU_CONTEXT_BYTES, workspace=workspace)
     constants = Counter(libraries=HOST_LIBRARIES_BYTES)
     if job.bits and job.stored_item_bytes == job.item_bytes:
         # What is not quantised is a view of the file, which keeps all of the file's pages that were read.
         constants["mapped_files"] = job.quantized_elements * job.stored_item_bytes
     if job.by_document and job.autocast_bytes:
         constants["kernels"] = min(KERNELS_KEPT, job.document_lengths * KERNELS_A_LENGTH) * KERNEL_BYTES
-    return constants, HOST_FRAGMENTATION
+    return constants
 
 
 def _loading_bytes(job: Job, step: StepSizes) -> int:
@@ -135,7 +138,7 @@ def _loading_bytes(job: Job, step: StepSizes) -> int:
     return 0
 
 
-def _evaluation_bytes(job: Job, shape: Shape, step: StepSizes) -> int:
+def evaluation_bytes(job: Job, shape: Shape) -> int:
     """Return what scoring and answering held-out rows takes beyond weights and optimizer, at worst.
 
     Rows are taken to be as long as `max_length`, all their tokens scored, and answers asked for.
@@ -149,4 +152,7 @@ def _evaluation_bytes(job: Job, shape: Shape, step: StepSizes) -> int:
     scoring = walk_evaluation(job, replace(shape, layers=1), tokens, tokens)
     batch = min(rows, int(job.evaluation.get("batch_size") or 32))
     cache = batch * job.length * shape.layers * 2 * shape.key_width * (job.autocast_bytes or job.item_bytes)
-    return max(scoring, cache + walk_evaluation(job, replace(shape, layers=1), batch * job.length, batch))
+    share = 0.0 if job.on_cpu else GPU_FRAGMENTATION
+    return int(
+        (1 + share) * max(scoring, cache + walk_evaluation(job, replace(shape, layers=1), batch * job.length, batch))
+    )

@@ -6,7 +6,7 @@ Instant and without torch; `trace` runs the real code on the meta device, and a 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hf_peft_recipes.plan.job import Job
 from hf_peft_recipes.plan.layers import walk_backbone
@@ -27,6 +27,8 @@ class StepSizes:
     """Bytes by part, at the peak."""
     saved_bytes: int
     """What autograd holds when the way back begins."""
+    pass_bytes: int
+    """What it would hold then without checkpointing."""
     made_bytes: int
     """All that a micro-batch's operations make."""
     largest_quantized: int
@@ -53,11 +55,15 @@ def walk_step(job: Job, shape: Shape) -> StepSizes:
     walk = Walk(ledger, job.tokens, job.autocast_bytes, job.device.kind)
     before = ledger.made_bytes
     saved = _forward_backward(walk, model)
+    whole = saved
+    if job.checkpointing and job.on_cpu:
+        whole = walk_step(replace(job, checkpointing=False), shape).saved_bytes
     layer = max(sum(tensor.elements for tensor in shape.layer_tensors(at)) for at in {0, shape.layers - 1})
     return StepSizes(
         ledger.peak_bytes,
         +ledger.peak_parts,
         saved,
+        whole,
         ledger.made_bytes - before,
         max((linear.inputs * linear.outputs for linear in model.linears.values() if linear.quantized), default=0),
         model.gradient_bytes,
