@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -194,6 +195,17 @@ def test_json_has_stable_names(command, folder):
     assert plan["phases"]["train"] == sum(plan["parts"].values())
     assert plan["memory_bytes"] == 24 * 2**30
     assert plan["fits"] == (plan["total_bytes"] <= plan["memory_bytes"])
+
+
+def test_what_the_readme_says_is_typed(command, folder):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    typed = [line.split("#")[0].split()[1:] for line in text.splitlines() if line.startswith("hf-peft-recipes plan")]
+    assert len(typed) == 3
+    path = folder(LLAMA_8B)
+    for words in typed:
+        finished = command(*(path if "/" in word else word for word in words))
+        assert finished.returncode == 0, finished.stderr
+    assert "traced: one step takes" in finished.stdout
 
 
 def test_the_table_names_parts_phases_and_what_was_assumed(command, folder):
