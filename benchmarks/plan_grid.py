@@ -201,7 +201,7 @@ def main() -> None:
                 continue
             model = Path(scratch) / cell.size
             rows = Path(scratch) / "rows.jsonl"
-            make_rows(rows, 8 * options.steps, cell.length, cell.ragged)
+            make_rows(rows, 8 * options.steps * (2 if cell.ragged else 1), cell.length, cell.ragged)
             found = measure(cell, model, rows, options.steps)
             line = {
                 "name": cell.name, "cell": asdict(cell), "shape": SIZES[cell.size], "steps": options.steps,

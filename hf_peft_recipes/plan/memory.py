@@ -11,14 +11,17 @@ from hf_peft_recipes.plan.step import StepSizes, walk_evaluation, walk_step
 
 MIB = 2**20
 
-HOST_LIBRARIES_BYTES = 590 * MIB
+HOST_LIBRARIES_BYTES = 587 * MIB
 """Resident before a model is loaded, with everything imported that a run needs, and the code that its first steps
 fetch: measured with torch 2.13 (CPU), transformers 5.23, trl 1.16, peft 0.21.2, bitsandbytes 0.50.2, Linux x86-64."""
-KERNEL_BYTES, KERNELS_KEPT = int(0.78 * MIB), 1024
-"""Of a kernel that oneDNN makes for one shape of a bfloat16 product, and how many it keeps (its documented
-ONEDNN_PRIMITIVE_CACHE_CAPACITY). Measured: 60 numbers of rows in one product 0.53 MiB of heap each; 120 lengths of a
-document in attention's way back 6.7 MiB resident each, until the cache was full at 0.8 GiB."""
-KERNELS_A_LENGTH = 9
+KERNEL_BYTES, KERNELS_KEPT = MIB, 1024
+"""What each new shape of a bfloat16 product leaves behind, and for how many shapes oneDNN keeps a kernel (its documented
+ONEDNN_PRIMITIVE_CACHE_CAPACITY). Measured in real runs on documents of all lengths, two a row: 0.3 GiB more after 16
+micro-batches, 0.7 after 48, 1.1 after 112. Kernels are the larger part that is explained: 0.53 MiB for another number of
+rows in a product, 6.8 MiB for another length in attention's way back; with room for 64 kernels and every tensor in pages
+of its own, half of the growth is gone."""
+KERNELS_A_LENGTH = 10
+"""Made for each new length of a document, by attention's way back, the layers' products over the row and the head."""
 HOST_HOLES = 0.75
 """Of what a pass without checkpointing saves: holes in glibc's heap, checkpointing or not. Torch asks for memory
 aligned to 64 bytes, and glibc gives no hole of just the size again to such a request (its bug 14581; glibc 2.36 here).
