@@ -187,7 +187,10 @@ def main() -> None:
     parser.add_argument("--compare", action="store_true", help="predict again, measure nothing, write the file anew")
     options = parser.parse_args()
     lines = [json.loads(line) for line in options.out.read_text("utf-8").splitlines()] if options.out.is_file() else []
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    here = Path(__file__).parent
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+    ).stdout.strip()
     with tempfile.TemporaryDirectory() as scratch:
         for size in SIZES:
             make_model(Path(scratch) / size, size)

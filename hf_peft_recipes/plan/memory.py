@@ -15,11 +15,11 @@ HOST_LIBRARIES_BYTES = 587 * MIB
 """Resident before a model is loaded, with everything imported that a run needs, and the code that its first steps
 fetch: measured with torch 2.13 (CPU), transformers 5.23, trl 1.16, peft 0.21.2, bitsandbytes 0.50.2, Linux x86-64."""
 KERNEL_BYTES, KERNELS_KEPT = MIB, 1024
-"""What each new shape of a bfloat16 product leaves behind, and for how many shapes oneDNN keeps a kernel (its documented
-ONEDNN_PRIMITIVE_CACHE_CAPACITY). Measured in real runs on documents of all lengths, two a row: 0.3 GiB more after 16
-micro-batches, 0.7 after 48, 1.1 after 112. Kernels are the larger part that is explained: 0.53 MiB for another number of
-rows in a product, 6.8 MiB for another length in attention's way back; with room for 64 kernels and every tensor in pages
-of its own, half of the growth is gone."""
+"""What each new shape of a bfloat16 product leaves behind, and for how many shapes oneDNN keeps a kernel (its
+documented ONEDNN_PRIMITIVE_CACHE_CAPACITY). Measured in real runs on documents of all lengths, two a row: 0.3 GiB more
+after 16 micro-batches, 0.7 after 48, 1.1 after 112. Kernels explain a part: 0.53 MiB for another number of rows in a
+product, 6.8 MiB for another length in attention's way back. With room for 64 kernels and every tensor in pages of its
+own half of the growth is gone; what the other half is has not been found."""
 KERNELS_A_LENGTH = 10
 """Made for each new length of a document, by attention's way back, the layers' products over the row and the head."""
 HOST_HOLES = 0.75
@@ -106,7 +106,7 @@ def memory_of(job: Job, step: StepSizes, evaluation: int) -> Memory:
     return Memory(
         kept,
         {
-            "load": resident - parts["adapters"] + _loading_bytes(job, step),
+            "load": resident - parts["adapters"] - fixed["kernels"] + _loading_bytes(job, step),
             "train": sum(kept.values()),
             "evaluate": trained + evaluation,
             # safetensors turns host tensors into bytes before it writes them.
