@@ -208,7 +208,7 @@ def _assumptions(job: Job, source: str | None) -> tuple[str, ...]:
     told = [f"every row is full: {job.length} tokens, all of them with loss; no data are read"]
     if job.on_cpu and job.by_document and job.autocast_bytes:
         lengths = "1 length" if job.document_lengths == 1 else f"up to {job.document_lengths} different lengths"
-        told.append(f"packed documents of {lengths}: oneDNN keeps kernels for each, about 1 GiB at most")
+        told.append(f"packed documents of {lengths}: each leaves kernels behind, about 1 GiB in a long run")
     if job.device.kind != "cpu":
         told.append("no figure for a GPU has been checked against one: context, workspace and holes are estimates")
     if job.packed and not job.flash and not job.on_cpu:
