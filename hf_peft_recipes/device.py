@@ -65,11 +65,14 @@ KNOWN_DEVICES = {
 
 
 def named_device(name: str) -> Device:
-    """Return the device that is known as `name` (`H100`, `rtx4090`, `cpu` …).
+    """Return the device that is known as `name` (`H100`, `rtx4090`, `cpu` …), or a card of a size (`24GiB`, `80GB`).
 
     Raises:
         UserError: no device of that name is known.
     """
+    if size := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:GiB|GB|G)\s*", name, re.I):
+        # Makers write GB and mean GiB.
+        return Device("cuda", f"a card of {size[1]} GiB", 1, int(float(size[1]) * GIB), True, flash_attention=True)
     by_key = {key.lower(): key for key in KNOWN_DEVICES}
     key = re.sub(r"[\s_-]", "", name).lower()
     if key not in by_key:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from hf_peft_recipes import registry
 from hf_peft_recipes.api.runs import RunResult
 from hf_peft_recipes.device import Device, detect_device, named_device
+from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.spec import Override, ResolvedRecipe, compose, recipe_file, resolve, shown
 
 # Rooms that only a run needs are imported where it begins: `list` and `show` are to be instant.
 if TYPE_CHECKING:
     from hf_peft_recipes.hub.request import PushRequest
+    from hf_peft_recipes.plan import MemoryPlan
     from hf_peft_recipes.preflight import RunRequest
 
 _OBJECTS = ("tokenizer", "callbacks")
@@ -58,12 +60,12 @@ def resolve_recipe(
         device = detect_device()
     elif isinstance(device, str):
         device = named_device(device)
-    composition, given = compose(name, _lookup, exact), tuple(overrides)
+    composition, given, machine = compose(name, _lookup, exact), tuple(overrides), device
 
-    def decide(demo: bool) -> ResolvedRecipe:
-        return resolve(composition, given, {**device.facts(), "run.demo": demo})
+    def decide(demo: bool, other: Device | None = None, further: Sequence[Override] = ()) -> ResolvedRecipe:
+        return resolve(composition, [*given, *further], {**(other or machine).facts(), "run.demo": demo})
 
-    return Recipe(decide(False), dict(objects or {}), decide)
+    return Recipe(decide(False), dict(objects or {}), decide, device)
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,12 @@ class Recipe:
     resolved: ResolvedRecipe
     objects: Mapping[str, Any]
     """What the caller passed in place of names: model, tokenizer, dataset, callbacks."""
-    decide: Callable[[bool], ResolvedRecipe] = field(repr=False, compare=False)
-    """Resolves the recipe anew, for the embedded demo or not."""
+    decide: Callable[..., ResolvedRecipe] = field(repr=False, compare=False)
+    """Resolves the recipe anew: for the embedded demo or not, for another device, under further overrides."""
+    device: Device = field(default_factory=detect_device, repr=False)
+    """That the recipe was resolved for."""
+    fitted_by: str = ""
+    """What `fitted` changed."""
 
     @property
     def name(self) -> str:
@@ -112,6 +118,66 @@ class Recipe:
             from hf_peft_recipes.assembly import prepare
 
             return prepare(resolved, request, examined).trainer
+
+    def plan(
+        self,
+        device: Device | str | None = None,
+        *,
+        devices: int = 1,
+        sharding: str | None = None,
+        trace: bool = False,
+    ) -> "MemoryPlan":
+        """Return what a run needs in memory and time, from the base's config alone; instantly, unless it is traced.
+
+        Args:
+            device: a known device (`H100`), a size (`24GiB`), `cpu`; None for the one that the recipe is resolved for.
+            devices: how many of them.
+            sharding: `none`, `ddp`, `fsdp`, `zero1`, `zero2` or `zero3`; None for `ddp` where there are several.
+            trace: run the step on torch's meta device too, which takes seconds and checks the closed form.
+
+        Raises:
+            UserError: an unknown device or base, or an architecture that transformers does not have.
+        """
+        from hf_peft_recipes.plan import plan_run
+
+        if isinstance(device, str):
+            device = named_device(device)
+        resolved, model = self._for_run(device), self.objects.get("model")
+        section = resolved.section("model") or {}
+        if model is not None:
+            from hf_peft_recipes.plan.configs import config_values
+
+            config, source = config_values(model.config), type(model).__name__
+        else:
+            from hf_peft_recipes.embedded import MODEL_DIR
+            from hf_peft_recipes.plan.configs import read_config
+
+            name = section.get("name_or_path")
+            source = str(MODEL_DIR) if name is None else str(name)
+            config = read_config(source, section.get("revision"))
+        return plan_run(resolved, config, source, device or self.device, devices, sharding, trace)
+
+    def fitted(self) -> "Recipe":
+        """Return the recipe with the cheapest changes that make it fit its device; itself where it fits.
+
+        Raises:
+            UserError: as `plan` raises it, and where no change makes it fit.
+        """
+        plan = self.plan()
+        if plan.fits:
+            return self
+        best = plan.advice[0] if plan.advice else None
+        if best is None or not best.fits or not best.settings:
+            raise UserError(
+                f"{self.name} needs {plan.total_bytes / 2**30:.1f} GiB on {plan.device.describe()}, "
+                "and no change that is known makes it fit"
+            )
+        further = [Override(key, value, f"fit ({' + '.join(best.names)})") for key, value in best.settings.items()]
+
+        def decide(demo: bool, other: Device | None = None, more: Sequence[Override] = ()) -> ResolvedRecipe:
+            return self.decide(demo, other, [*further, *more])
+
+        return Recipe(decide(False), self.objects, decide, self.device, " + ".join(best.names))
 
     def inspect(self, rows: int = 3, row: int | None = None, longest: bool = False) -> dict[str, Any]:
         """Return what the data are taken for, where every row goes, and some rows token by token. Loads no weights.
@@ -178,13 +244,13 @@ class Recipe:
             record = run(resolved, request, examined, publication)
         return RunResult(examined.output_dir, record)
 
-    def _for_run(self) -> ResolvedRecipe:
+    def _for_run(self, device: Device | None = None) -> ResolvedRecipe:
         """Return the recipe for training: with neither model nor data, that of the embedded demo."""
         from hf_peft_recipes.lineage import continued
 
         named = [self.resolved.value("model.name_or_path"), self.resolved.value("data.dataset")]
         given = [self.objects.get("model"), self.objects.get("dataset")]
-        return continued(self.decide(all(value is None for value in [*named, *given])))
+        return continued(self.decide(all(value is None for value in [*named, *given]), device))
 
     def _request(self, output_dir: str | Path | None, command: str, **options: Any) -> "RunRequest":
         from hf_peft_recipes.preflight import RunRequest

@@ -9,6 +9,7 @@ import typer
 from hf_peft_recipes.cli.certifying import certify_command
 from hf_peft_recipes.cli.inspecting import inspect_command
 from hf_peft_recipes.cli.merging import merge_command
+from hf_peft_recipes.cli.planning import plan_command
 from hf_peft_recipes.cli.publishing import publish_recipe_command, pull_command, push_command
 from hf_peft_recipes.cli.recipes import copy_command, list_command, show_command
 from hf_peft_recipes.cli.training import train_command
@@ -31,6 +32,7 @@ _SHELF, _WORK, _HUB = "Recipes", "Runs", "The Hub"
 app.command("list", rich_help_panel=_SHELF)(list_command)
 app.command("show", rich_help_panel=_SHELF, context_settings=_TAKES_FIELDS)(show_command)
 app.command("cp", rich_help_panel=_SHELF)(copy_command)
+app.command("plan", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(plan_command)
 app.command("inspect", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(inspect_command)
 app.command("train", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(train_command)
 app.command("evaluate", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(evaluate_command)

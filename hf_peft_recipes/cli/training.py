@@ -35,6 +35,10 @@ def train_command(
         bool,
         typer.Option("--dry_run", help="Load everything, run one step, write nothing.", rich_help_panel=RUN),
     ] = False,
+    fit: Annotated[
+        bool,
+        typer.Option("--fit", help="Where it does not fit, take the cheapest changes that do.", rich_help_panel=RUN),
+    ] = False,
     exact: Exact = False,
     as_json: AsJson = False,
     num_processes: Annotated[
@@ -99,6 +103,11 @@ def train_command(
         "base_model": base_model, "push_base": push_base,
     }  # fmt: skip
     publication = _publication(push_to_hub, hub_model_id, push_every, told)
+    if fit:
+        fitted = recipe.fitted()
+        if fitted is not recipe and launching.rank_from_environment() == 0:
+            print(f"--fit: {fitted.fitted_by}", file=sys.stderr)
+        recipe = fitted
     if num_processes is not None or accelerate_config is not None:
         words = _without(sys.argv[1:], ("--num_processes", "--accelerate_config"))
         on_cpu = bool(recipe.resolved.value("training.use_cpu"))

@@ -1,0 +1,238 @@
+"""What a run will need in memory and time, told from a config.json before a byte of weights is loaded.
+
+Two ways that check each other: `step` walks through a training step in sizes alone, instantly and without torch;
+`trace` runs the real code on torch's meta device. Importing this package imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hf_peft_recipes.device import Device
+from hf_peft_recipes.errors import UserError, did_you_mean
+from hf_peft_recipes.plan.fit import Advice, advise, largest
+from hf_peft_recipes.plan.job import Job, make_job
+from hf_peft_recipes.plan.memory import STATIC, Memory, memory_of, plan_memory
+from hf_peft_recipes.plan.profiles import find_profile, measure_cpu
+from hf_peft_recipes.plan.shapes import ARCHITECTURES, Shape, read_shape
+from hf_peft_recipes.plan.step import StepSizes, walk_step
+from hf_peft_recipes.plan.throughput import expect_speed
+from hf_peft_recipes.spec import ResolvedRecipe
+
+AGREEMENT = 0.05
+"""By how much the two ways may differ."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a run will need on each device, or of the host's memory."""
+
+    recipe: str
+    model: str
+    device: Device
+    devices: int
+    sharding: str
+    parts: Mapping[str, int]
+    """Bytes by part, at the peak of training."""
+    phases: Mapping[str, int]
+    """Peak bytes of load, train, evaluate and save."""
+    parameters: int
+    trainable: int
+    tokens_per_second: float | None
+    """Of all devices; None where the device's rates are not known."""
+    bound: str | None
+    """What the speed is limited by: `arithmetic` or `memory`."""
+    other_share: float | None
+    """Of the time, that is no matrix product."""
+    hours: float | None
+    """Of the run, where its number of steps is given."""
+    limits: Mapping[str, int]
+    """The largest micro-batch at this length, and the longest length of a single row."""
+    advice: tuple[Advice, ...]
+    """What would make it fit, cheapest first; empty where it fits."""
+    assumptions: tuple[str, ...]
+    way: str
+    """`closed form`, `trace`, or both."""
+    traced_peak_bytes: int | None = None
+    """Of one step on one device, by the trace; without libraries and holes."""
+    step: Mapping[str, int] = field(default_factory=dict)
+    """Micro-batch, accumulation, length and checkpointing that were planned."""
+
+    @property
+    def total_bytes(self) -> int:
+        """The peak of the whole run, on one device."""
+        return max(self.phases.values())
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda phase: self.phases[phase])
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device's memory is enough."""
+        return self.total_bytes <= self.device.memory_bytes
+
+    def shown(self) -> dict[str, Any]:
+        """Return it as `plan --json` prints it."""
+        return {
+            "recipe": self.recipe,
+            "model": self.model,
+            "device": self.device.name,
+            "memory_bytes": self.device.memory_bytes,
+            "devices": self.devices,
+            "sharding": self.sharding,
+            "total_bytes": self.total_bytes,
+            "peak_phase": self.peak_phase,
+            "fits": self.fits,
+            "parts": dict(self.parts),
+            "phases": dict(self.phases),
+            "parameters": self.parameters,
+            "trainable": self.trainable,
+            "step": dict(self.step),
+            "tokens_per_second": self.tokens_per_second,
+            "bound": self.bound,
+            "other_share": self.other_share,
+            "hours": self.hours,
+            "limits": dict(self.limits),
+            "advice": [advice.shown() for advice in self.advice],
+            "assumptions": list(self.assumptions),
+            "way": self.way,
+            "traced_peak_bytes": self.traced_peak_bytes,
+        }
+
+
+def plan_run(
+    recipe: ResolvedRecipe,
+    config: Mapping[str, Any],
+    source: str,
+    device: Device,
+    devices: int = 1,
+    sharding: str | None = None,
+    trace: bool = False,
+) -> MemoryPlan:
+    """Return the plan of a recipe's run.
+
+    Args:
+        recipe: resolved for the device.
+        config: of the base, as its config.json has it.
+        source: path or Hub id of the base.
+        device: that it is to run on.
+        devices: how many of them.
+        sharding: one of `job.SHARDINGS`; None for `ddp` where there are several devices.
+        trace: run the step on the meta device too, and measure this CPU's rates where the plan is for it.
+
+    Raises:
+        UserError: an architecture that transformers does not have, or numbers that make no plan.
+    """
+    job = make_job(recipe, config, source, device, devices, sharding)
+    kind = str(config.get("model_type"))
+    missing = f"architecture {kind!r}" if kind not in ARCHITECTURES else job.closed_form_misses()
+    if missing:
+        _check_known(kind, source)
+        return _traced_alone(recipe, job, missing)
+    shape = read_shape(config, source)
+    held = sum(tensor.elements for tensor in shape.tensors() if job.quantizes(tensor))
+    job = replace(job, quantized_elements=held)
+    step = walk_step(job, shape)
+    memory = plan_memory(job, shape, step)
+    trained = step.gradient_bytes // (4 if job.adapter else job.item_bytes)
+    total = shape.parameters() + (trained if job.adapter else 0)
+    traced = None
+    if trace:
+        from hf_peft_recipes.plan.trace import trace_step
+
+        traced = trace_step(job).peak_bytes
+        if job.on_cpu and find_profile(device) is None:
+            measure_cpu(device)
+    profile = find_profile(device)
+    speed = expect_speed(job, shape, step, profile) if profile else None
+    fits = memory.total_bytes <= device.memory_bytes
+    return _plan(
+        recipe, job, memory, (total, trained), "closed form and trace" if trace else "closed form", traced,
+        _assumptions(job, speed.source if speed else None), largest(job, shape),
+        tokens_per_second=speed.tokens_per_second if speed else None,
+        bound=speed.bound if speed else None,
+        other_share=speed.other_share if speed else None,
+        advice=() if fits else tuple(advise(job, shape, memory, profile)),
+    )  # fmt: skip
+
+
+def _traced_alone(recipe: ResolvedRecipe, job: Job, missing: str) -> MemoryPlan:
+    """Return the plan of a step that has no closed form."""
+    from hf_peft_recipes.plan.trace import trace_step
+
+    traced = trace_step(job)
+    static = {"weights": traced.weight_bytes, "optimizer": traced.optimizer_bytes}
+    gradients = traced.trainable * (4 if job.adapter else job.item_bytes)
+    parts: dict[str, int] = {**static, "gradients": gradients if job.accumulation > 1 else 0}
+    parts["activations"] = traced.peak_bytes - sum(parts.values())
+    sizes = StepSizes(traced.peak_bytes, _counter(parts), traced.saved_bytes, traced.saved_bytes, 0, 0, gradients, 0)
+    memory = memory_of(job, sizes, 0)
+    note = f"{missing} has no closed form: traced on the meta device; evaluation and time are not planned"
+    return _plan(
+        recipe, job, memory, (traced.parameters, traced.trainable), "trace", traced.peak_bytes,
+        (note, *_assumptions(job, None)), {},
+        tokens_per_second=None, bound=None, other_share=None, advice=(),
+    )  # fmt: skip
+
+
+def _plan(
+    recipe: ResolvedRecipe,
+    job: Job,
+    memory: Memory,
+    parameters: tuple[int, int],
+    way: str,
+    traced: int | None,
+    assumptions: tuple[str, ...],
+    limits: Mapping[str, int],
+    **speed: Any,
+) -> MemoryPlan:
+    steps, rate = int(job.arguments.get("max_steps") or -1), speed["tokens_per_second"]
+    tokens = steps * job.accumulation * job.tokens * job.devices
+    return MemoryPlan(
+        recipe.name, job.source, job.device, job.devices, job.sharding, memory.parts, memory.phases, *parameters,
+        hours=tokens / rate / 3600 if rate and steps > 0 else None,
+        limits=limits, assumptions=assumptions, way=way, traced_peak_bytes=traced,
+        step={
+            "batch": job.batch, "accumulation": job.accumulation, "length": job.length,
+            "checkpointing": int(job.checkpointing),
+        },
+        **speed,
+    )  # fmt: skip
+
+
+def _assumptions(job: Job, source: str | None) -> tuple[str, ...]:
+    told = [f"every row is full: {job.length} tokens, all of them with loss; no data are read"]
+    if job.on_cpu and job.by_document and job.autocast_bytes:
+        lengths = "1 length" if job.document_lengths == 1 else f"up to {job.document_lengths} different lengths"
+        told.append(f"packed documents of {lengths}: each leaves kernels behind, about 1 GiB in a long run")
+    if job.device.kind != "cpu":
+        told.append("no figure for a GPU has been checked against one: context, workspace and holes are estimates")
+    if job.packed and not job.flash and not job.on_cpu:
+        told.append("attention runs through SDPA with a dense mask, since the recipe asks for no flash attention")
+    told.append(f"speed: {source}" if source else "speed: this device's rates are not known (`--trace` measures a CPU)")
+    return tuple(told)
+
+
+def _check_known(kind: str, source: str) -> None:
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    spec = find_spec("transformers")
+    folder = Path(str(spec.origin)).parent / "models" if spec else Path()
+    base = kind.removesuffix("_text")
+    if not (folder / kind).is_dir() and not (folder / base).is_dir():
+        known = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set(ARCHITECTURES)
+        raise UserError(f"model {source!r}: unknown architecture {kind!r}{did_you_mean(kind, known)}")
+
+
+def _counter(parts: Mapping[str, int]) -> Any:
+    from collections import Counter
+
+    return Counter(parts)
+
+
+__all__ = ["AGREEMENT", "STATIC", "MemoryPlan", "Shape", "plan_run"]

@@ -1,0 +1,79 @@
+"""The config.json of a base, from its folder or from the Hub's cache; nothing else of it is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_peft_recipes.errors import UserError, did_you_mean
+
+
+def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
+    """Return the base's config.
+
+    Args:
+        name: a folder, or an id of the Hub.
+        revision: of a Hub id.
+
+    Raises:
+        UserError: no such folder or id, nothing cached while offline, or a file that is no config.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        path = folder / "config.json"
+        if not path.is_file():
+            raise UserError(f"model folder {name!r} has no config.json")
+    elif folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or folder.exists():
+        near = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise UserError(f"model {name!r}: no such folder{did_you_mean(folder.name, near)}")
+    else:
+        path = _from_hub(name, revision)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"config of model {name!r} cannot be read: {error}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise UserError(f"config of model {name!r} names no model_type")
+    return config
+
+
+def config_values(config: Any) -> Mapping[str, Any]:
+    """Return the config of a loaded model as its config.json would hold it."""
+    values: dict[str, Any] = config.to_dict()
+    values["dtype"] = str(values.get("dtype") or "float32").removeprefix("torch.")
+    return values
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    why = {
+        GatedRepoError: "access to it has to be asked for on the Hub, and `hf auth login` run",
+        RepositoryNotFoundError: "neither a folder nor a model on the Hub (or a private one: `hf auth login`)",
+        RevisionNotFoundError: f"it has no revision {revision!r}",
+        LocalEntryNotFoundError: (
+            "not in the cache, and the Hub cannot be reached; plan it once while online, or name a folder"
+        ),
+        EntryNotFoundError: "it has no config.json",
+        HFValidationError: "neither a folder nor an id of the Hub",
+    }
+    try:
+        # What was fetched once is at hand at once, and without a network.
+        if isinstance(cached := try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return Path(cached)
+        return Path(hf_hub_download(name, "config.json", revision=revision))
+    except tuple(why) as error:
+        reason = next(text for kind, text in why.items() if isinstance(error, kind))
+        raise UserError(f"model {name!r}: {reason}") from None
+    except OSError as error:
+        raise UserError(f"model {name!r}: the Hub cannot be reached ({type(error).__name__})") from None

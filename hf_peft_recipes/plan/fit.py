@@ -1,0 +1,218 @@
+"""What to change where a run does not fit, and how far a device reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+from hf_peft_recipes.plan.job import Job
+from hf_peft_recipes.plan.memory import Memory, evaluation_bytes, memory_of
+from hf_peft_recipes.plan.profiles import Profile
+from hf_peft_recipes.plan.shapes import Shape
+from hf_peft_recipes.plan.step import walk_step
+from hf_peft_recipes.plan.throughput import expect_speed
+
+LOSSY = 1.5
+"""By how much a change that trains something else (a shorter length, a coarser base) must be worth its while."""
+
+FALLBACK = Profile(300e12, 1.5e12, "no rates of this device are known; those of an A100 stand in for the ratios")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing to change."""
+
+    name: str
+    settings: tuple[tuple[str, Any], ...]
+    """Dotted keys of the recipe and their values; none for what is no value of a recipe."""
+    apply: Callable[[Job], Job]
+    lossy: bool = False
+    """Whether what is trained changes, and not only how."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Changes that were tried together."""
+
+    names: tuple[str, ...]
+    settings: dict[str, Any]
+    total_bytes: int
+    fits: bool
+    time_factor: float
+    """Time a token, against the run without the changes."""
+
+    def shown(self) -> dict[str, Any]:
+        """Return it as `plan --json` has it."""
+        return {
+            "change": " + ".join(self.names),
+            "set": self.settings,
+            "total_bytes": self.total_bytes,
+            "fits": self.fits,
+            "time_factor": round(self.time_factor, 3),
+        }
+
+
+def advise(job: Job, shape: Shape, memory: Memory, profile: Profile | None) -> list[Advice]:
+    """Return changes that make the run smaller: each alone, then the cheapest together that fit; that one first.
+
+    Args:
+        job: that does not fit.
+        shape: of its model.
+        memory: what it takes.
+        profile: rates of the device.
+    """
+    rates = profile or FALLBACK
+    base = _seconds(job, shape, rates)
+    changes = list(_changes(job))
+
+    def tried(some: Sequence[Change]) -> Advice:
+        changed = job
+        for change in some:
+            changed = change.apply(changed)
+        total = _estimate(changed, shape).total_bytes
+        settings = {key: value for change in some for key, value in change.settings}
+        fits = total <= job.device.memory_bytes
+        return Advice(
+            tuple(change.name for change in some), settings, total, fits, _seconds(changed, shape, rates) / base
+        )
+
+    alone = [(change, tried([change])) for change in changes]
+    useful = [change for change, advice in alone if advice.total_bytes < memory.total_bytes]
+    found: list[Advice] = [advice for _, advice in alone if advice.fits]
+    for number in range(2, len(useful) + 1):
+        if found:
+            break
+        for some in combinations(useful, number):
+            keys = [key for change in some for key, _ in change.settings]
+            # Two steps of one ladder (half the length, a quarter) are no combination.
+            if len(keys) == len(set(keys)) and (advice := tried(some)).fits:
+                found.append(advice)
+    lossy = {change.name for change in changes if change.lossy}
+    found.sort(key=lambda advice: advice.time_factor * LOSSY ** sum(name in lossy for name in advice.names))
+    rest = [advice for change, advice in alone if change in useful and advice not in found[:1]]
+    return [*found[:1], *sorted(rest, key=lambda advice: advice.total_bytes)]
+
+
+def _changes(job: Job) -> Iterator[Change]:
+    if not job.checkpointing:
+        key = "activation_checkpointing"
+        key = key if key in job.arguments else "gradient_checkpointing"
+        yield Change("checkpointing", ((f"training.{key}", True),), lambda j: replace(j, checkpointing=True))
+    divisor = 2
+    while job.batch % divisor == 0:
+        batch, accumulation = job.batch // divisor, job.accumulation * divisor
+        settings: tuple[tuple[str, Any], ...] = (
+            ("training.per_device_train_batch_size", batch),
+            ("training.gradient_accumulation_steps", accumulation),
+        )
+
+        def smaller(j: Job, batch: int = batch, accumulation: int = accumulation) -> Job:
+            return replace(j, batch=batch, accumulation=accumulation)
+
+        yield Change(f"micro-batch {batch} × accumulation {accumulation}", settings, smaller)
+        divisor *= 2
+    if job.optimizer.startswith("adamw") and "8bit" not in job.optimizer and not job.on_cpu:
+        name = "adamw_bnb_8bit"
+        yield Change("8-bit optimizer", (("training.optim", name),), lambda j: replace(j, optimizer=name))
+    if job.attention is None and job.device.flash_attention and job.packed and not job.on_cpu:
+        name = "flash_attention_2"
+        settings = (("model.attn_implementation", name),)
+        yield Change("flash attention", settings, lambda j: replace(j, attention="flash_attention_2"))
+    batch = int(job.evaluation.get("batch_size") or 32)
+    if batch > 1 and job.evaluation.get("max_rows") != 0:
+        for rows in sorted({max(1, batch // 8), 1}, reverse=True):
+
+            def fewer(j: Job, rows: int = rows) -> Job:
+                return replace(j, evaluation={**j.evaluation, "batch_size": rows})
+
+            yield Change(f"{rows} answers at a time", (("evaluation.batch_size", rows),), fewer)
+    if job.adapter and not job.bits:
+        settings = (
+            ("quantization.load_in_4bit", True),
+            ("quantization.bnb_4bit_quant_type", "nf4"),
+            ("quantization.bnb_4bit_use_double_quant", True),
+            ("quantization.bnb_4bit_compute_dtype", "bfloat16"),
+        )
+        yield Change("NF4 base", settings, lambda j: replace(j, bits=4, double_quantized=True), lossy=True)
+    length = job.length // 2
+    while length >= 256:
+
+        def shorter(j: Job, length: int = length) -> Job:
+            return replace(j, length=length)
+
+        yield Change(f"length {length}", (("training.max_length", length),), shorter, lossy=True)
+        length //= 2
+    if job.devices > 1 and job.sharding not in ("fsdp", "zero3"):
+        yield Change("sharding over the devices (FSDP2)", (), lambda j: replace(j, sharding="fsdp"))
+
+
+def largest(job: Job, shape: Shape) -> dict[str, int]:
+    """Return the largest micro-batch at this length, and the longest length for one row; 0 where nothing fits.
+
+    Args:
+        job: whose device is filled.
+        shape: of its model.
+    """
+
+    def batch(number: int) -> Job:
+        return replace(job, batch=number)
+
+    def length(number: int) -> Job:
+        return replace(job, batch=1, length=number * 64)
+
+    most = max(1, (shape.positions or 2**20) // 64)
+    return {"batch": _last(batch, job, shape, 4096), "length": 64 * _last(length, job, shape, most)}
+
+
+def _last(make: Callable[[int], Job], job: Job, shape: Shape, most: int) -> int:
+    """Return the largest number whose job fits; what it takes grows nearly evenly, so guesses are drawn on a line."""
+    room = job.device.memory_bytes
+
+    def taken(number: int) -> int:
+        return _estimate(make(number), shape, training_only=True).phases["train"]
+
+    low, high = 1, most
+    low_bytes, high_bytes = taken(low), taken(high)
+    if low_bytes > room or high_bytes <= room:
+        return 0 if low_bytes > room else most
+    while high - low > 1:
+        share = (room - low_bytes) / (high_bytes - low_bytes)
+        # A curve bends away from the line: a little beyond the guess, and never at an end.
+        guess = min(max(low + int(share * (high - low)), low + 1), high - 1)
+        size = taken(guess)
+        if size <= room:
+            step = max(1, (high - guess) // 64)
+            low, low_bytes = guess, size
+            if guess + step < high and (beyond := taken(guess + step)) > room:
+                high, high_bytes = guess + step, beyond
+        else:
+            high, high_bytes = guess, size
+            step = max(1, (guess - low) // 64)
+            if guess - step > low and (before := taken(guess - step)) <= room:
+                low, low_bytes = guess - step, before
+    return low
+
+
+def _estimate(job: Job, shape: Shape, training_only: bool = False) -> Memory:
+    """Return what a job takes, from its model with few layers: all layers alike, sums grow by the same for each."""
+    evaluation = 0 if training_only else evaluation_bytes(job, shape)
+    if shape.layers <= 4 or shape.dense_layers:
+        return memory_of(job, walk_step(job, shape), evaluation)
+    few = [_memory_of_layers(job, shape, count) for count in (2, 3)]
+    more = shape.layers - 3
+    phases = {phase: size + more * (size - few[0].phases[phase]) for phase, size in few[1].phases.items()}
+    phases["evaluate"] += evaluation
+    return Memory(few[1].parts, phases)
+
+
+def _memory_of_layers(job: Job, shape: Shape, layers: int) -> Memory:
+    job = replace(job, quantized_elements=job.quantized_elements * layers // shape.layers)
+    return memory_of(job, walk_step(job, replace(shape, layers=layers)), 0)
+
+
+def _seconds(job: Job, shape: Shape, profile: Profile) -> float:
+    """Return the time a token, from few layers."""
+    few = replace(shape, layers=1, dense_layers=frozenset())
+    return 1 / expect_speed(job, few, walk_step(job, few), profile).tokens_per_second

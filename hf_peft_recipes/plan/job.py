@@ -1,0 +1,205 @@
+"""What is planned: a recipe for a device, brought down to the numbers that decide memory and time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hf_peft_recipes.device import Device
+from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.plan.shapes import Tensor
+from hf_peft_recipes.spec import ResolvedRecipe
+
+ITEM_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2, "float64": 8}
+"""Name of a torch dtype to the bytes of an element."""
+
+DOCUMENTS_A_ROW = 2
+"""Where documents are of all lengths up to a row's: half a row on average."""
+
+SHARDINGS = ("none", "ddp", "fsdp", "zero1", "zero2", "zero3")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run in numbers."""
+
+    source: str
+    """Path or Hub id of the base."""
+    config: Mapping[str, Any]
+    item_bytes: int
+    """Of a weight of the base that is not quantised."""
+    stored_item_bytes: int
+    """Of a weight in the base's files."""
+    autocast_bytes: int | None
+    bits: int
+    """4 or 8 where the base is quantised, else 0."""
+    double_quantized: bool
+    adapter: Mapping[str, Any] | None
+    length: int
+    batch: int
+    """Rows of a micro-batch, on one device."""
+    accumulation: int
+    checkpointing: bool
+    optimizer: str
+    packed: bool
+    supervised: float
+    """Share of the tokens that carry loss."""
+    device: Device
+    speed: bool
+    """Whether the faster paths are taken."""
+    devices: int
+    sharding: str
+    attention: str | None
+    """The attention implementation that was asked for."""
+    evaluation: Mapping[str, Any]
+    arguments: Mapping[str, Any]
+    """The recipe's training section."""
+    document_lengths: int
+    """How many different lengths packed documents have."""
+    quantized_elements: int = 0
+    """Numbers that are held in 4 or 8 bits."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a micro-batch, on one device."""
+        return self.batch * self.length
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether training runs in host memory."""
+        return self.device.kind == "cpu"
+
+    @property
+    def flash(self) -> bool:
+        """Whether packed documents are told apart without a mask: transformers takes SDPA unless told otherwise."""
+        return "flash" in str(self.attention)
+
+    @property
+    def by_document(self) -> bool:
+        """Whether the faster path attends a document at a time."""
+        return self.on_cpu and self.speed and self.attention in (None, "sdpa")
+
+    @property
+    def own_head(self) -> bool:
+        """Whether our loss head serves: a frozen head whose logits are not changed."""
+        plain = self.config.get("final_logit_softcapping") is None and not self.config.get("output_router_logits")
+        return self.on_cpu and self.speed and self.adapter is not None and plain and self.config["model_type"] != "phi"
+
+    @property
+    def attended(self) -> int:
+        """Tokens over which the dense mask spans: packed rows at once are one long row."""
+        return self.tokens if self.packed else self.length
+
+    def quantizes(self, tensor: Tensor) -> bool:
+        """Return whether the base holds the tensor in 4 or 8 bits: every linear layer but the head."""
+        return bool(self.bits) and tensor.linear
+
+    def adapts(self, tensor: Tensor) -> bool:
+        """Return whether LoRA stands beside the tensor.
+
+        Raises:
+            UserError: `target_modules` is not there.
+        """
+        if not self.adapter or not (tensor.linear or tensor.stacked):
+            return False
+        module, wanted = tensor.name.removesuffix(".weight"), self.adapter.get("target_modules")
+        if wanted == "all-linear":
+            return True
+        if tensor.stacked:
+            return False
+        if isinstance(wanted, str):
+            return re.fullmatch(wanted, module) is not None
+        if wanted is None:
+            # PEFT's own choice for these architectures, peft/utils/constants.py.
+            wanted = ("q_proj", "v_proj", "qkv_proj")
+        return any(module == name or module.endswith(f".{name}") for name in wanted)
+
+    def closed_form_misses(self) -> str:
+        """Return what of the job has no closed form; empty when all has."""
+        if self.adapter:
+            kind = str(self.adapter.get("peft_type")).upper()
+            if kind != "LORA":
+                return f"peft_type {kind}"
+            for name in ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters", "rank_pattern"):
+                if self.adapter.get(name):
+                    return name
+            if self.adapter.get("lora_dropout"):
+                return "lora_dropout"
+        if self.bits == 8:
+            return "8-bit base"
+        if self.arguments.get("use_liger_kernel"):
+            return "use_liger_kernel"
+        return ""
+
+
+def make_job(
+    recipe: ResolvedRecipe,
+    config: Mapping[str, Any],
+    source: str,
+    device: Device,
+    devices: int = 1,
+    sharding: str | None = None,
+) -> Job:
+    """Return the numbers of a recipe's run.
+
+    Args:
+        recipe: resolved for the device.
+        config: of the base.
+        source: path or Hub id of the base.
+        device: that it runs on.
+        devices: how many of them.
+        sharding: one of SHARDINGS; None for `ddp` where there are several devices.
+
+    Raises:
+        UserError: a number of devices below 1, or a sharding that is not known.
+    """
+    if devices < 1:
+        raise UserError(f"a plan for {devices} devices: at least 1 is needed")
+    sharding = sharding or ("ddp" if devices > 1 else "none")
+    if sharding not in SHARDINGS:
+        raise UserError(f"unknown sharding {sharding!r} (known: {', '.join(SHARDINGS)})")
+    training, model = recipe.section("training") or {}, recipe.section("model") or {}
+    quantization = recipe.section("quantization") or {}
+    bits = 4 if quantization.get("load_in_4bit") else 8 if quantization.get("load_in_8bit") else 0
+    stored = ITEM_BYTES.get(str(config.get("dtype") or config.get("torch_dtype")), 4)
+    autocast = 2 if training.get("bf16") or training.get("fp16") else None
+    asked = model.get("dtype")
+    length, context = training.get("max_length"), config.get("max_position_embeddings")
+    lengths = [number for number in (length, context) if number]
+    checkpointing = training.get("activation_checkpointing", training.get("gradient_checkpointing"))
+    return Job(
+        source=source,
+        config=config,
+        item_bytes=stored if asked in (None, "auto") else ITEM_BYTES.get(str(asked).removeprefix("torch."), 4),
+        stored_item_bytes=stored,
+        autocast_bytes=autocast,
+        bits=bits,
+        double_quantized=bool(quantization.get("bnb_4bit_use_double_quant")),
+        adapter=recipe.section("adapter"),
+        length=int(min(lengths, default=1024)),
+        batch=int(training.get("per_device_train_batch_size") or 8),
+        accumulation=int(training.get("gradient_accumulation_steps") or 1),
+        checkpointing=bool(checkpointing),
+        optimizer=str(training.get("optim") or "adamw_torch_fused"),
+        packed=bool(training.get("packing")),
+        supervised=1.0,
+        device=device,
+        speed=recipe.value("speed") != "off",
+        devices=devices,
+        sharding=sharding,
+        attention=model.get("attn_implementation"),
+        evaluation=recipe.section("evaluation") or {},
+        arguments=training,
+        document_lengths=_document_lengths(recipe, training, int(min(lengths, default=1024))),
+    )
+
+
+def _document_lengths(recipe: ResolvedRecipe, training: Mapping[str, Any], length: int) -> int:
+    """Return how many lengths of documents a run meets: one where rows are taken to be full, else as many as it can."""
+    if recipe.value("data.dataset") is None:
+        return 1
+    steps = int(training.get("max_steps") or -1)
+    rows = steps * int(training.get("gradient_accumulation_steps") or 1) * DOCUMENTS_A_ROW
+    return min(length, rows) if steps > 0 else length

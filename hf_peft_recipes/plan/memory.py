@@ -1,0 +1,161 @@
+"""From the sizes of a step to what a run takes: loading, training, evaluating, saving; on a GPU or in host memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from hf_peft_recipes.plan.job import Job
+from hf_peft_recipes.plan.shapes import Shape
+from hf_peft_recipes.plan.step import StepSizes, walk_evaluation, walk_step
+
+MIB = 2**20
+
+HOST_LIBRARIES_BYTES = 587 * MIB
+"""Resident before a model is loaded, with everything imported that a run needs, and the code that its first steps
+fetch: measured with torch 2.13 (CPU), transformers 5.23, trl 1.16, peft 0.21.2, bitsandbytes 0.50.2, Linux x86-64."""
+KERNEL_BYTES, KERNELS_KEPT = MIB, 1024
+"""What each new shape of a bfloat16 product leaves behind, and for how many shapes oneDNN keeps a kernel (its
+documented ONEDNN_PRIMITIVE_CACHE_CAPACITY). Measured in real runs on documents of all lengths, two a row: 0.3 GiB more
+after 16 micro-batches, 0.7 after 48, 1.1 after 112. Kernels explain a part: 0.53 MiB for another number of rows in a
+product, 6.8 MiB for another length in attention's way back. With room for 64 kernels and every tensor in pages of its
+own half of the growth is gone; what the other half is has not been found."""
+KERNELS_A_LENGTH = 10
+"""Made for each new length of a document, by attention's way back, the layers' products over the row and the head."""
+HOST_HOLES = 0.75
+"""Of what a pass without checkpointing saves: holes in glibc's heap, checkpointing or not. Torch asks for memory
+aligned to 64 bytes, and glibc gives no hole of just the size again to such a request (its bug 14581; glibc 2.36 here).
+Measured over models and lengths; with every tensor in pages of its own (MALLOC_MMAP_THRESHOLD_=65536) the holes are
+gone."""
+GPU_CONTEXT_BYTES = 512 * MIB
+"""CUDA's context and the code of the kernels; not measured here."""
+GPU_WORKSPACE_BYTES = 8 * MIB
+"""Of cuBLAS, torch's default `:4096:2:16:8`; 32 MiB from Hopper on. Not measured here."""
+GPU_FRAGMENTATION = 0.05
+"""Of what lives for a step only: rounding to 512 bytes and segments of torch's caching allocator; not measured here."""
+
+EVALUATION_LOGIT_BYTES = 512 * MIB
+"""What evaluation.py lets the float32 logits of a batch take."""
+
+SHARDED = {
+    "none": (),
+    "ddp": (),
+    "zero1": ("optimizer",),
+    "zero2": ("optimizer", "gradients"),
+    "zero3": ("weights", "weights_quantized", "adapters", "gradients", "optimizer"),
+    "fsdp": ("weights", "weights_quantized", "adapters", "gradients", "optimizer"),
+}
+"""What each way of sharding divides among the devices: Rajbhandari et al. 2020, arXiv:1910.02054; FSDP2 as ZeRO-3."""
+
+STATIC = ("weights", "weights_quantized", "adapters", "gradients", "optimizer")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one device, or the host, is to hold."""
+
+    parts: dict[str, int]
+    """Bytes by part, at the peak of training."""
+    phases: dict[str, int]
+    """Peak bytes of load, train, evaluate and save."""
+
+    @property
+    def total_bytes(self) -> int:
+        """The peak of the whole run."""
+        return max(self.phases.values())
+
+
+def plan_memory(job: Job, shape: Shape, step: StepSizes | None = None) -> Memory:
+    """Return what a run takes on each device.
+
+    Args:
+        job: that runs.
+        shape: of its model.
+        step: the sizes of its step, where they are known.
+    """
+    step = step or walk_step(job, shape)
+    return memory_of(job, step, evaluation_bytes(job, shape))
+
+
+def memory_of(job: Job, step: StepSizes, evaluation: int) -> Memory:
+    """Return what a run takes, given its step.
+
+    Args:
+        job: that runs.
+        step: the sizes of its step on a device that holds the whole model.
+        evaluation: bytes of evaluation beyond weights and optimizer.
+    """
+    parts = Counter(step.parts)
+    divided = SHARDED[job.sharding] if job.devices > 1 else ()
+    for part in divided:
+        parts[part] = -(-parts[part] // job.devices)
+    if job.devices > 1 and "weights" in divided:
+        # A layer made whole while it works, and the next one on its way.
+        parts["workspace"] += 2 * step.largest_layer * (job.autocast_bytes or job.item_bytes)
+    elif job.devices > 1:
+        # DistributedDataParallel's buckets are as large as the gradients; ZeRO's likewise.
+        parts["workspace"] += step.gradient_bytes
+    fixed = _constants(job)
+    temporary = sum(size for part, size in parts.items() if part not in STATIC)
+    parts["fragmentation"] += int(HOST_HOLES * step.pass_bytes if job.on_cpu else GPU_FRAGMENTATION * temporary)
+    parts += fixed
+    kept = {part: size for part, size in parts.items() if size > 0}
+    resident = fixed.total() + sum(parts[part] for part in ("weights", "weights_quantized", "adapters"))
+    trained = parts["optimizer"] + resident
+    saved = step.gradient_bytes if job.on_cpu else 0
+    return Memory(
+        kept,
+        {
+            "load": resident - parts["adapters"] - fixed["kernels"] + _loading_bytes(job, step),
+            "train": sum(kept.values()),
+            "evaluate": trained + evaluation,
+            # safetensors turns host tensors into bytes before it writes them.
+            "save": trained + saved,
+        },
+    )
+
+
+def _constants(job: Job) -> Counter[str]:
+    """Return what libraries and their caches take, by part."""
+    if not job.on_cpu:
+        hopper = any(name in job.device.name for name in ("H100", "H200", "B200"))
+        workspace = GPU_WORKSPACE_BYTES * (4 if hopper else 1)
+        return Counter(libraries=GPU_CONTEXT_BYTES, workspace=workspace)
+    constants = Counter(libraries=HOST_LIBRARIES_BYTES)
+    if job.bits and job.stored_item_bytes == job.item_bytes:
+        # What is not quantised is a view of the file, which keeps all of the file's pages that were read.
+        constants["mapped_files"] = job.quantized_elements * job.stored_item_bytes
+    if job.by_document and job.autocast_bytes:
+        constants["kernels"] = min(KERNELS_KEPT, job.document_lengths * KERNELS_A_LENGTH) * KERNEL_BYTES
+    return constants
+
+
+def _loading_bytes(job: Job, step: StepSizes) -> int:
+    """Return what loading takes beyond the weights that stay."""
+    if job.bits:
+        # One weight whole in its own precision, and what quantising makes of it in float32.
+        return step.largest_quantized * (job.stored_item_bytes + 4)
+    if job.on_cpu and job.item_bytes != job.stored_item_bytes:
+        # The pages of the files, beside the weights that were made of them.
+        return step.parts["weights"] // job.item_bytes * job.stored_item_bytes
+    return 0
+
+
+def evaluation_bytes(job: Job, shape: Shape) -> int:
+    """Return what scoring and answering held-out rows takes beyond weights and optimizer, at worst.
+
+    Rows are taken to be as long as `max_length`, all their tokens scored, and answers asked for.
+    """
+    rows = job.evaluation.get("max_rows")
+    rows = 1000 if rows is None else int(rows)
+    if rows == 0:
+        return 0
+    most = max(1, EVALUATION_LOGIT_BYTES // (4 * shape.vocabulary) // job.length)
+    tokens = min(rows, most) * job.length
+    scoring = walk_evaluation(job, replace(shape, layers=1), tokens, tokens)
+    batch = min(rows, int(job.evaluation.get("batch_size") or 32))
+    cache = batch * job.length * shape.layers * 2 * shape.key_width * (job.autocast_bytes or job.item_bytes)
+    share = 0.0 if job.on_cpu else GPU_FRAGMENTATION
+    return int(
+        (1 + share) * max(scoring, cache + walk_evaluation(job, replace(shape, layers=1), batch * job.length, batch))
+    )

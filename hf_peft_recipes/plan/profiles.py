@@ -1,0 +1,103 @@
+"""How fast devices multiply and copy: data sheets for GPUs, a measurement for this machine's CPU."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_peft_recipes.device import Device
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Rates that a training step can be held against."""
+
+    product_flops: float
+    """Of matrix products in 16 bits, a second."""
+    copy_bytes: float
+    """Read and written, a second."""
+    source: str
+
+
+REACHED_PRODUCTS, REACHED_COPIES = 0.80, 0.90
+"""Shares of the data sheet that were measured on an H200: 788 of 989 TFLOP/s, 4.3 of 4.8 TB/s."""
+
+_SHEETS = {
+    # Dense tensor-core rates in bfloat16 (float16 on T4 and V100) with float32 sums, and memory bandwidth: NVIDIA.
+    "T4": (65e12, 0.32e12),
+    "V100": (125e12, 0.9e12),
+    "RTX 3090": (71e12, 0.936e12),
+    "RTX 4090": (165e12, 1.008e12),
+    "RTX 5090": (209e12, 1.792e12),
+    "A10G": (70e12, 0.6e12),
+    "L4": (121e12, 0.3e12),
+    "L40S": (362e12, 0.864e12),
+    "RTX A6000": (155e12, 0.768e12),
+    "A100": (312e12, 2.039e12),
+    "H100": (989e12, 3.35e12),
+    "H200": (989e12, 4.8e12),
+    "B200": (2250e12, 8.0e12),
+}
+
+
+def find_profile(device: Device) -> Profile | None:
+    """Return the rates of the device; None for one that is neither in the table nor measured."""
+    if device.kind == "cpu":
+        return _read(_path(device))
+    # The longest name first: an L40S is no L4.
+    for name in sorted(_SHEETS, key=len, reverse=True):
+        if name.lower() in device.name.lower():
+            products, copies = _SHEETS[name]
+            source = "data sheet, at the shares that an H200 reached; not measured"
+            return Profile(products * REACHED_PRODUCTS, copies * REACHED_COPIES, source)
+    return None
+
+
+def measure_cpu(device: Device, seconds: float = 0.5) -> Profile:
+    """Return the rates of this machine's CPU, measured now and kept below HF_HOME; needs torch.
+
+    Args:
+        device: this machine's.
+        seconds: spent on each of the two rates.
+    """
+    import torch
+
+    dtype = torch.bfloat16 if device.bf16 else torch.float32
+    left, right = (torch.randn(1024, 1024).to(dtype) for _ in range(2))
+    products = _rate(lambda: left @ right, seconds) * 2 * 1024**3
+    block = torch.zeros(64 * 2**20, dtype=torch.uint8)
+    target = torch.empty_like(block)
+    copies = _rate(lambda: target.copy_(block), seconds) * 2 * block.numel()
+    profile = Profile(products, copies, f"measured on this machine with {torch.get_num_threads()} threads")
+    path = _path(device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(profile)), encoding="utf-8")
+    return profile
+
+
+def _rate(work: Any, seconds: float) -> float:
+    work()
+    start, times = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        work()
+        times += 1
+    return times / (time.perf_counter() - start)
+
+
+def _path(device: Device) -> Path:
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
+    key = f"{device.name} {device.bf16} {platform.machine()} {os.environ.get('OMP_NUM_THREADS', '')}"
+    return home / "hf_peft_recipes" / f"cpu-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+
+
+def _read(path: Path) -> Profile | None:
+    try:
+        return Profile(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None

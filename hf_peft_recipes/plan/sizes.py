@@ -1,0 +1,190 @@
+"""Tensors without content: operations walked through in sizes alone, with what autograd keeps for the way back.
+
+A value lives as long as something holds it, as in torch: a variable of the code that walks, a node that saved it, a
+buffer of the backward pass. So the code that walks a layer, written as the layer is, meets the layer's own peak. What
+each operation saves and makes is torch's `derivatives.yaml`; when a node runs and lets go of what it saved is the
+rule of torch's engine (`torch/csrc/autograd/engine.cpp`): the latest ready node first.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+FLOAT32 = 4
+
+
+class Ledger:
+    """The bytes alive, by part, and the parts of the highest sum."""
+
+    def __init__(self) -> None:
+        self.parts: Counter[str] = Counter()
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self.peak_parts: Counter[str] = Counter()
+        self.made_bytes = 0
+        """All that operations made, alive or gone."""
+        self.part = "workspace"
+        """What is made now counts as this."""
+        self.recording = True
+        """Whether autograd records: not within a checkpointed block's first pass, nor in evaluation."""
+        self._numbers = 0
+
+    def number(self) -> int:
+        """Return the next number in the order of operations."""
+        self._numbers += 1
+        return self._numbers
+
+    @contextmanager
+    def making(self, part: str) -> Iterator[None]:
+        """Count what the block makes as `part`."""
+        before, self.part = self.part, part
+        try:
+            yield
+        finally:
+            self.part = before
+
+    @contextmanager
+    def not_recording(self) -> Iterator[None]:
+        """Let the block record nothing for a way back."""
+        before, self.recording = self.recording, False
+        try:
+            yield
+        finally:
+            self.recording = before
+
+    def add(self, part: str, size_bytes: int) -> None:
+        """Count bytes that begin to live, or, when negative, cease to."""
+        self.parts[part] += size_bytes
+        self.live_bytes += size_bytes
+        if self.live_bytes > self.peak_bytes:
+            self.peak_bytes, self.peak_parts = self.live_bytes, self.parts.copy()
+
+    def spike(self, part: str, size_bytes: int) -> None:
+        """Count bytes that live within one operation only."""
+        self.made_bytes += size_bytes
+        self.add(part, size_bytes)
+        self.add(part, -size_bytes)
+
+
+class Storage:
+    """Memory that one or more values look at."""
+
+    __slots__ = ("ledger", "part", "size_bytes")
+
+    def __init__(self, ledger: Ledger, size_bytes: int) -> None:
+        self.ledger, self.size_bytes, self.part = ledger, size_bytes, ledger.part
+        ledger.made_bytes += size_bytes
+        ledger.add(self.part, size_bytes)
+
+    def move(self, part: str) -> None:
+        """Count the memory as `part` from now on, unless it stands for something already."""
+        if self.part == "workspace":
+            self.ledger.parts[self.part] -= self.size_bytes
+            self.ledger.parts[part] += self.size_bytes
+            self.part = part
+
+    def __del__(self) -> None:
+        self.ledger.add(self.part, -self.size_bytes)
+
+
+Backward = Callable[["Value"], Sequence["Value | None"]]
+
+
+class Node:
+    """One operation on the way back: it lets go of what it saved once it has run."""
+
+    __slots__ = ("backward", "number", "parents")
+
+    def __init__(self, ledger: Ledger, parents: Sequence[Value | Weight], backward: Backward | None) -> None:
+        self.number = ledger.number()
+        self.parents = [parent.node for parent in parents]
+        self.backward = backward
+
+    def receive(self, gradient: Value) -> bool:
+        """Return whether the gradient ends here, as it does at a weight."""
+        return False
+
+
+class Value:
+    """What a torch tensor is, without its content."""
+
+    __slots__ = ("elements", "itemsize", "node", "storage")
+
+    def __init__(self, ledger: Ledger, elements: int, itemsize: int, node: Node | None = None) -> None:
+        self.elements, self.itemsize, self.node = elements, itemsize, node
+        self.storage = Storage(ledger, elements * itemsize)
+
+    @property
+    def size_bytes(self) -> int:
+        """Its elements in bytes."""
+        return self.elements * self.itemsize
+
+
+class _Accumulator(Node):
+    """Where a gradient meets its weight: the first one stays, later ones are added to it and go."""
+
+    __slots__ = ("weight",)
+
+    def __init__(self, weight: Weight) -> None:
+        self.weight, self.parents, self.backward, self.number = weight, [], None, -1
+
+    def receive(self, gradient: Value) -> bool:
+        if self.weight.gradient is None:
+            gradient.storage.move("gradients")
+            self.weight.gradient = gradient
+        return True
+
+
+class Weight:
+    """A tensor of the model, counted elsewhere; trained ones collect a gradient."""
+
+    __slots__ = ("elements", "gradient", "itemsize", "node")
+
+    def __init__(self, elements: int, itemsize: int, trains: bool) -> None:
+        self.elements, self.itemsize = elements, itemsize
+        self.gradient: Value | None = None
+        self.node: Node | None = _Accumulator(self) if trains else None
+
+
+def run_backward(ledger: Ledger, root: Node | None, gradient: Value, into: Node | None = None) -> Value | None:
+    """Walk the way back from `root`; return the gradient that arrives at `into`, if that is given.
+
+    Args:
+        ledger: that counts.
+        root: the node of what is differentiated.
+        gradient: of that.
+        into: a leaf, as the input of a checkpointed block is.
+    """
+    buffers: dict[Node, Value] = {}
+    ready: list[tuple[int, Node]] = []
+    arrived: Value | None = None
+    if root is not None:
+        buffers[root] = gradient
+        ready.append((-root.number, root))
+    del gradient
+    while ready:
+        node = heapq.heappop(ready)[1]
+        given = buffers.pop(node)
+        backward, node.backward = node.backward, None
+        gradients = list(backward(given)) if backward else []
+        del given, backward
+        for position, parent in enumerate(node.parents):
+            made, gradients[position] = gradients[position], None
+            if parent is None or made is None or parent.receive(made):
+                continue
+            if parent is into:
+                # Several uses of a block's input: the second is added in place.
+                arrived = arrived or made
+            elif parent in buffers:
+                # The engine adds in place where nothing else looks at the buffer.
+                held = buffers[parent]
+                if held.storage is made.storage:
+                    buffers[parent] = Value(ledger, held.elements, held.itemsize)
+            else:
+                buffers[parent] = made
+                heapq.heappush(ready, (-parent.number, parent))
+        del node
+    return arrived

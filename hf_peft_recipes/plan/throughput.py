@@ -1,0 +1,66 @@
+"""How fast a step can be: its arithmetic and its bytes against the rates of a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_peft_recipes.plan.job import Job
+from hf_peft_recipes.plan.profiles import Profile
+from hf_peft_recipes.plan.shapes import Shape
+from hf_peft_recipes.plan.step import StepSizes
+
+PASSES_OF_MEMORY = 3
+"""A tensor that an operation makes is written once and read about twice: on the way forward, and back."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a step is expected to take."""
+
+    tokens_per_second: float
+    """Of all devices together."""
+    bound: str
+    """`arithmetic` or `memory`: which of the two takes longer."""
+    other_share: float
+    """Of the time, that is no matrix product."""
+    source: str
+
+
+def product_flops(job: Job, shape: Shape) -> float:
+    """Return the arithmetic of all matrix products of one token, forward, back and made again.
+
+    With N weights in products, N_A of adapters, A = 2 · length · query width · layers: LoRA runs 4·N + 6·N_A + 3.5·A,
+    full fine-tuning 6·N + 3.5·A, checkpointing 2·N_layers + A more (Kaplan et al. 2020, arXiv:2001.08361; Chowdhery et
+    al. 2022, arXiv:2204.02311, appendix B). A frozen weight needs no gradient of its own, which saves 2·N.
+    """
+    layers, head = shape.active_products()
+    adapters = 0
+    for layer in range(shape.layers):
+        for tensor in shape.layer_tensors(layer):
+            if job.adapts(tensor) and not tensor.stacked:
+                adapters += int((job.adapter or {}).get("r") or 8) * (tensor.rows + tensor.columns)
+    attention = 2 * job.length * shape.query_width * shape.layers
+    weights = layers + head * (job.supervised if job.own_head or job.device.kind == "cuda" else 1.0)
+    flops = (4 if job.adapter else 6) * weights + 6 * adapters + 3.5 * attention
+    if job.checkpointing:
+        flops += 2 * (layers + adapters) + attention
+    return float(flops)
+
+
+def expect_speed(job: Job, shape: Shape, step: StepSizes, profile: Profile) -> Speed:
+    """Return the expected speed: products and the traffic of everything else, one after the other.
+
+    Args:
+        job: that runs.
+        shape: of its model.
+        step: its sizes.
+        profile: the device's rates.
+    """
+    rate = profile.product_flops if job.autocast_bytes or job.item_bytes == 2 else profile.product_flops / 2
+    products = product_flops(job, shape) * job.tokens / rate
+    weights = step.parts["weights"] + step.parts["weights_quantized"]
+    optimizer = 3 * step.parts["optimizer"] / job.accumulation
+    traffic = (PASSES_OF_MEMORY * step.made_bytes + 2 * weights + optimizer) / profile.copy_bytes
+    seconds = products + traffic
+    bound = "arithmetic" if products >= traffic else "memory"
+    return Speed(job.devices * job.tokens / seconds, bound, traffic / seconds, profile.source)

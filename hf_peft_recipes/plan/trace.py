@@ -1,0 +1,320 @@
+"""The step that would run, run on the meta device: transformers' layers, PEFT's adapters, TRL's loss, without memory.
+
+What the meta device lacks stands here in its place: autocast, the attention kernels, weights in 4 bits, and the choice
+of tokens with loss, which depends on what the data are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from transformers import CONFIG_MAPPING, AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from trl.kernels import chunked_logprob
+
+from hf_peft_recipes.adapters import add_adapter
+from hf_peft_recipes.errors import UserError, did_you_mean
+from hf_peft_recipes.plan.job import Job
+from hf_peft_recipes.plan.live import LiveBytes
+from hf_peft_recipes.plan.optimizers import optimizer_bytes
+from hf_peft_recipes.speed.loss_head import TokenScores
+
+_ATTENTION = "sizes_of_a_kernel"
+_DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What the traced step took on one device that holds the whole model."""
+
+    peak_bytes: int
+    weight_bytes: int
+    saved_bytes: int
+    """What is held beyond weights, gradients and optimizer when the way back begins."""
+    optimizer_bytes: int
+    parameters: int
+    trainable: int
+    flops: int
+    """Multiplications and additions of all matrix products that were run, the way back included."""
+
+
+def trace_step(job: Job) -> Traced:
+    """Return what one training step takes: of the real code, on the meta device.
+
+    Raises:
+        UserError: transformers has no such architecture, or the model cannot be built from its config.
+    """
+    model = build(job)
+    live = LiveBytes()
+    live.hold([*model.parameters(), *model.buffers()])
+    live.hold(_quantization_tensors(model))
+    weights = live.live_bytes
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    states = optimizer_bytes(job.optimizer, [parameter.numel() for parameter in trained], trained[0].element_size())
+    if job.accumulation > 1:
+        for parameter in trained:
+            parameter.grad = torch.empty_like(parameter)
+        live.hold([parameter.grad for parameter in trained])
+    with _stand_ins(job), live:
+        before = live.live_bytes
+        with _Autocast(job):
+            loss = _loss(job, model)
+        saved = live.live_bytes - before
+        loss.backward()
+    total = sum(_elements(parameter) for parameter in model.parameters())
+    trainable = sum(parameter.numel() for parameter in trained)
+    return Traced(live.peak_bytes + states, weights, saved, states, total, trainable, live.flops)
+
+
+def build(job: Job) -> Any:
+    """Return the model on the meta device, quantised and with its adapter, ready for a step.
+
+    Raises:
+        UserError: as `trace_step` raises it.
+    """
+    config_values = dict(job.config)
+    kind = str(config_values.pop("model_type", None))
+    if kind not in CONFIG_MAPPING:
+        raise UserError(
+            f"model {job.source!r}: unknown architecture {kind!r}{did_you_mean(kind, list(CONFIG_MAPPING))}"
+        )
+    try:
+        config = CONFIG_MAPPING[kind].from_dict(config_values)
+        AttentionInterface.register(_ATTENTION, _attention(job))
+        AttentionMaskInterface.register(_ATTENTION, lambda *_, **__: None)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=_DTYPES[job.item_bytes], attn_implementation=_ATTENTION
+            )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"model {job.source!r} cannot be traced: {str(error).splitlines()[0]}") from None
+    if job.bits:
+        _quantize(model, job)
+    if job.adapter:
+        model = add_adapter(model, job.adapter, "CAUSAL_LM")
+    model.train()
+    if job.checkpointing:
+        if job.adapter:
+            model.enable_input_require_grads()
+        # What is made anew on the way back is made under autocast again.
+        contexts = {"context_fn": lambda: (nullcontext(), _Autocast(job))}
+        model.gradient_checkpointing_enable({"use_reentrant": False, **contexts})
+    return model
+
+
+def _loss(job: Job, model: Any) -> torch.Tensor:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # The batch: ids and labels; packed rows are one long row.
+    shape = (1, job.tokens) if job.packed else (job.batch, job.length)
+    ids, labels = (torch.empty(shape, dtype=torch.long, device="meta") for _ in range(2))
+    # A mask of four dimensions is taken as it is: otherwise transformers looks for documents, which meta has not.
+    side = job.attended if job.packed and not job.flash else 1
+    mask = torch.empty((1, 1, side, side), dtype=torch.bool, device="meta")
+    hidden = base.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    head = base.get_output_embeddings()
+    hidden = hidden.reshape(1, job.tokens, -1)
+    if job.own_head or job.device.kind == "cuda":
+        number = max(1, int(job.tokens * job.supervised))
+        index = torch.empty(number, dtype=torch.long, device="meta")
+        rows, targets = hidden[0].index_select(0, index), labels.reshape(-1)[:number]
+    else:
+        # TRL drops the last position of a row; its copy of the rest is as large as all rows to within one.
+        rows, targets = hidden.clone()[0], labels.reshape(-1)
+    if job.own_head:
+        return TokenScores.apply(rows, head.weight, targets)[0].sum()
+    scores = chunked_logprob.ChunkedLogProbFunction.apply(
+        rows, head.weight, head.bias, targets, 1.0, 32768,
+        getattr(base.config.get_text_config(), "final_logit_softcapping", None), 1.0,
+        ("log_probs", "entropy", "is_top1"),
+    )  # fmt: skip
+    return scores[0].sum()
+
+
+def _attention(job: Job) -> Any:
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    dtype = _DTYPES[job.autocast_bytes or job.item_bytes]
+
+    def attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, **options: Any) -> Any:
+        query, key, value = (x.to(dtype) for x in (query, key, value))
+        masked = job.packed and not job.flash and not job.by_document
+        if masked:
+            groups = query.shape[1] // key.shape[1]
+            key, value = ((x.repeat_interleave(groups, 1) if groups > 1 else x) for x in (key, value))
+            side = query.shape[2]
+            # Torch makes numbers of a boolean mask, for every layer anew.
+            mask = torch.empty((1, 1, side, side), dtype=query.dtype, device="meta")
+            out = kernel(query, key, value, 0.0, False, attn_mask=mask)[0]
+        else:
+            out = kernel(query, key, value, 0.0, True)[0]
+        if job.by_document:
+            return torch.cat([out.transpose(1, 2)], 1), None
+        return out.transpose(1, 2), None
+
+    return attend
+
+
+class _Autocast(TorchFunctionMode):
+    """What autocast does to linear layers and products: casts of what is float32, those of trained weights kept."""
+
+    _PRODUCTS = (functional.linear, torch.matmul, torch.bmm, torch.mm, torch.Tensor.matmul, torch.Tensor.__matmul__)
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self._dtype = _DTYPES[job.autocast_bytes] if job.autocast_bytes else None
+        self._kind = job.device.kind
+        self._kept: dict[int, torch.Tensor] = {}
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        keywords = keywords or {}
+        if self._dtype is not None:
+            if function in self._PRODUCTS:
+                arguments = tuple(self._lowered(argument) for argument in arguments)
+                keywords = {name: self._lowered(argument) for name, argument in keywords.items()}
+            elif function is functional.layer_norm and self._kind == "cuda":
+                arguments = tuple(_raised(argument) for argument in arguments)
+                keywords = {name: _raised(argument) for name, argument in keywords.items()}
+        return function(*arguments, **keywords)
+
+    def _lowered(self, argument: Any) -> Any:
+        if not isinstance(argument, torch.Tensor) or argument.dtype != torch.float32:
+            return argument
+        if not (argument.requires_grad and argument.is_leaf):
+            return argument.to(self._dtype)
+        if id(argument) not in self._kept:
+            self._kept[id(argument)] = argument.to(self._dtype)
+        return self._kept[id(argument)]
+
+
+def _raised(argument: Any) -> Any:
+    low = isinstance(argument, torch.Tensor) and argument.dtype in (torch.bfloat16, torch.float16)
+    return argument.float() if low else argument
+
+
+@contextmanager
+def _stand_ins(job: Job) -> Iterator[None]:
+    """Let the code under trace see the device that is planned for."""
+    from transformers.integrations import moe
+
+    autocast = job.autocast_bytes is not None
+    cuda = job.device.kind == "cuda"
+
+    def is_enabled(device_type: str | None = None) -> bool:
+        # Without a device torch means the GPU.
+        return autocast and (cuda or device_type is not None)
+
+    silent = type("Kernel", (), {"__getitem__": lambda self, grid: lambda *_, **__: None})()
+    patches: list[Any] = [
+        mock.patch.object(torch, "is_autocast_enabled", is_enabled),
+        mock.patch.object(torch, "get_autocast_dtype", lambda _: torch.bfloat16),
+        mock.patch.object(torch, "autocast", lambda *_, **__: nullcontext()),
+    ]
+    if job.item_bytes == 4:
+        # Torch knows the sizes of grouped products in bfloat16 only.
+        patches.append(mock.patch.object(moe, "_can_use_grouped_mm", lambda *_: False))
+    if cuda:
+        # Triton works in place on a tile.
+        patches += [
+            mock.patch.object(chunked_logprob, "_use_triton", lambda _: True),
+            mock.patch.object(chunked_logprob, "_forward_kernel", silent, create=True),
+            mock.patch.object(chunked_logprob, "_backward_kernel", silent, create=True),
+            mock.patch.object(chunked_logprob, "triton", mock.MagicMock(), create=True),
+            mock.patch.object(chunked_logprob, "_addmm_fp32", lambda total, a, b: None),
+        ]
+    with ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        yield
+
+
+class _Product4Bit(torch.autograd.Function):
+    """The sizes of bitsandbytes' product with a 4-bit weight: made whole for a moment, on both ways."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        ctx.sizes = (rows, columns)
+        weight = torch.empty((rows, columns), dtype=x.dtype, device=x.device)
+        return x @ weight.T
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return gradient @ torch.empty(ctx.sizes, dtype=gradient.dtype, device=gradient.device), None, None
+
+
+def _quantize(model: Any, job: Job) -> None:
+    """Put 4-bit or 8-bit layers of bitsandbytes in place of the linear ones, but for the head, as transformers does."""
+    import bitsandbytes as bnb
+    from transformers.quantizers.quantizers_utils import get_module_from_name
+
+    if job.bits != 4:
+        raise UserError("a base in 8 bits can neither be walked through nor traced: bitsandbytes needs its weights")
+    head = model.get_output_embeddings()
+    for name, module in [*model.named_modules()]:
+        if not isinstance(module, torch.nn.Linear) or module is head:
+            continue
+        with torch.device("meta"):
+            layer = bnb.nn.Linear4bit(
+                module.in_features, module.out_features, module.bias is not None, torch.bfloat16,
+                job.double_quantized, "nf4",
+            )  # fmt: skip
+        packed = torch.empty((-(-module.weight.numel() // 2), 1), dtype=torch.uint8, device="meta")
+        layer.weight = bnb.nn.Params4bit(packed, requires_grad=False, quant_type="nf4", bnb_quantized=True)
+        layer.weight.quant_state = _quantization_state(module.weight.numel(), job.double_quantized)
+        layer.bias = module.bias
+        layer.original_shape = (module.out_features, module.in_features)
+        layer.forward = _forward_4bit(layer, job)
+        parent, child = get_module_from_name(model, name)
+        setattr(parent, child, layer)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.is_loaded_in_4bit = True
+
+
+def _forward_4bit(layer: Any, job: Job) -> Any:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        before = x.dtype
+        x = x.to(_DTYPES[job.autocast_bytes or job.item_bytes])
+        out = _Product4Bit.apply(x, *layer.original_shape)
+        out = out if layer.bias is None else out + layer.bias.to(out.dtype)
+        return out if job.autocast_bytes else out.to(before)
+
+    return forward
+
+
+def _quantization_state(elements: int, double: bool) -> Any:
+    from bitsandbytes.functional import QuantState
+
+    def empty(count: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(count, dtype=dtype, device="meta")
+
+    blocks = -(-elements // 64)
+    code = empty(16, torch.float32)
+    if not double:
+        return QuantState(absmax=empty(blocks, torch.float32), code=code, blocksize=64, quant_type="nf4")
+    nested = QuantState(absmax=empty(-(-blocks // 256), torch.float32), code=empty(256, torch.float32), blocksize=256)
+    return QuantState(
+        absmax=empty(blocks, torch.uint8), code=code, blocksize=64, quant_type="nf4", offset=empty(1, torch.float32),
+        state2=nested,
+    )  # fmt: skip
+
+
+def _quantization_tensors(model: Any) -> Iterator[torch.Tensor]:
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        for holder in (state, getattr(state, "state2", None)):
+            for tensor in (
+                getattr(holder, "absmax", None),
+                getattr(holder, "code", None),
+                getattr(holder, "offset", None),
+            ):
+                if tensor is not None:
+                    yield tensor
+
+
+def _elements(parameter: Any) -> int:
+    return int(parameter.numel() * (2 if parameter.__class__.__name__ == "Params4bit" else 1))

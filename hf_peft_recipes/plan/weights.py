@@ -1,0 +1,72 @@
+"""The weights of a base with its adapter, as a step meets them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hf_peft_recipes.plan.job import Job
+from hf_peft_recipes.plan.operations import LinearSizes
+from hf_peft_recipes.plan.shapes import Shape, Tensor, four_bit_bytes
+from hf_peft_recipes.plan.sizes import FLOAT32, Weight
+
+
+class Model:
+    """The weights of a base with its adapter, as a step meets them."""
+
+    def __init__(self, job: Job, shape: Shape) -> None:
+        self.job, self.shape = job, shape
+        self.bytes: Counter[str] = Counter()
+        self.trained: list[int] = []
+        """Elements of every trained tensor."""
+        self.weights: dict[str, Weight] = {}
+        self.linears: dict[str, LinearSizes] = {}
+        adapter = job.adapter or {}
+        rank = int(adapter.get("r") or 8)
+        for tensor in shape.tensors():
+            self._hold(tensor)
+            if not (tensor.linear or tensor.stacked):
+                continue
+            module = tensor.name.removesuffix(".weight")
+            lora = None
+            if job.adapts(tensor):
+                # One A and one B for every weight that is stacked.
+                own = rank * tensor.ranks
+                sizes = (own * max(1, tensor.stacked) * tensor.columns, own * tensor.rows)
+                lora = (self._trained(sizes[0], FLOAT32), self._trained(sizes[1], FLOAT32))
+                self.bytes["adapters"] += sum(sizes) * FLOAT32
+            weight = self.weights[tensor.name]
+            linear = LinearSizes(tensor.columns, tensor.rows, weight, None, job.quantizes(tensor), lora)
+            self.linears[module] = linear
+        for name, weight in self.weights.items():
+            if name.endswith(".bias") and name.removesuffix(".bias") in self.linears:
+                self.linears[name.removesuffix(".bias")].bias = weight
+        # Untied or not, the head is one product; a tied one has the embedding's weight.
+        head = self.weights["model.embed_tokens.weight" if shape.tied else "lm_head.weight"]
+        self.head = LinearSizes(shape.hidden, shape.vocabulary, head)
+
+    def _hold(self, tensor: Tensor) -> None:
+        job = self.job
+        if job.quantizes(tensor):
+            size = four_bit_bytes(tensor.elements, job.double_quantized) if job.bits == 4 else tensor.elements
+            self.bytes["weights_quantized"] += size
+            self.weights[tensor.name] = Weight(tensor.elements, job.item_bytes, False)
+            return
+        self.bytes["weights"] += tensor.elements * job.item_bytes
+        trains = job.adapter is None
+        self.weights[tensor.name] = (
+            self._trained(tensor.elements, job.item_bytes) if trains else Weight(tensor.elements, job.item_bytes, False)
+        )
+
+    def _trained(self, elements: int, itemsize: int) -> Weight:
+        self.trained.append(elements)
+        return Weight(elements, itemsize, True)
+
+    @property
+    def trained_item_bytes(self) -> int:
+        """Bytes of an element of what trains: adapters are float32, a whole model as it was loaded."""
+        return FLOAT32 if self.job.adapter else self.job.item_bytes
+
+    @property
+    def gradient_bytes(self) -> int:
+        """What the gradients take together."""
+        return sum(self.trained) * self.trained_item_bytes

@@ -1,0 +1,91 @@
+"""What a run will need, as a person reads it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+GIB = 2**30
+
+_PARTS = {
+    "weights": "weights, not quantised",
+    "weights_quantized": "weights, quantised",
+    "optimizer": "optimizer states",
+    "activations": "saved activations",
+    "logits": "loss and logits",
+    "dequantization": "a weight made whole",
+    "libraries": "libraries",
+    "mapped_files": "pages of the model's files",
+    "kernels": "kernels kept by oneDNN",
+    "fragmentation": "holes",
+}
+
+
+def plan_view(plan: Mapping[str, Any]) -> Any:
+    """Return rich tables: the parts at training's peak, the phases, what would fit, what was assumed.
+
+    Args:
+        plan: as `MemoryPlan.shown` returns it.
+    """
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table(title=_title(plan), title_justify="left", min_width=60)
+    table.add_column("at the peak of training")
+    table.add_column("GiB", justify="right")
+    for part, size in sorted(plan["parts"].items(), key=lambda pair: -pair[1]):
+        table.add_row(_PARTS.get(part, part), _gib(size))
+    table.add_section()
+    for phase, size in plan["phases"].items():
+        mark = " [bold]← most[/bold]" if phase == plan["peak_phase"] else ""
+        table.add_row(f"{phase}{mark}", _gib(size))
+    table.add_section()
+    verdict = "[green]fits[/green]" if plan["fits"] else "[red]does not fit[/red]"
+    table.add_row(f"{plan['device']}: {verdict}", _gib(plan["memory_bytes"]))
+    lines = [_step(plan)]
+    if plan["tokens_per_second"]:
+        bound = "arithmetic" if plan["bound"] == "arithmetic" else "memory traffic"
+        hours = f", {plan['hours']:.2g} hours" if plan["hours"] else ""
+        lines.append(
+            f"about {plan['tokens_per_second']:,.0f} tokens/s{hours}, limited by {bound} "
+            f"({plan['other_share']:.0%} of the time is no matrix product)"
+        )
+    if plan["limits"]:
+        batch, length = plan["limits"]["batch"], plan["limits"]["length"]
+        most = f"at most {batch:,} rows of this length at a time, or one row of {length:,} tokens"
+        lines.append(most if length else "nothing fits as it is, not even one short row")
+    if plan["traced_peak_bytes"]:
+        lines.append(f"traced: one step takes {_gib(plan['traced_peak_bytes'])} GiB, without libraries and holes")
+    lines += [f"assumed: {told}" for told in plan["assumptions"]]
+    parts: list[Any] = [table, "\n".join(lines)]
+    if plan["advice"]:
+        parts.insert(1, _advice(plan["advice"]))
+    return Group(*parts)
+
+
+def _advice(advice: list[Mapping[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="what would change it, the cheapest that fits first", title_justify="left")
+    for heading in ("change", "GiB", "fits", "time a token"):
+        table.add_column(heading, justify="left" if heading == "change" else "right")
+    for change in advice:
+        fits = "yes" if change["fits"] else "no"
+        table.add_row(change["change"], _gib(change["total_bytes"]), fits, f"× {change['time_factor']:.2f}")
+    return table
+
+
+def _title(plan: Mapping[str, Any]) -> str:
+    number = f"{plan['devices']} × {plan['device']} ({plan['sharding']})" if plan["devices"] > 1 else plan["device"]
+    return f"{plan['recipe']} of {plan['model']} on {number}"
+
+
+def _step(plan: Mapping[str, Any]) -> str:
+    step, trainable, total = plan["step"], plan["trainable"], plan["parameters"]
+    checkpointing = ", checkpointing" if step["checkpointing"] else ""
+    return (
+        f"{trainable:,} of {total:,} parameters train; {step['batch']} × {step['length']:,} tokens at a time, "
+        f"{step['accumulation']} times a step{checkpointing}"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f}"

@@ -1,0 +1,422 @@
+"""The planner: two ways that must agree, counts that must be exact, and a real run that must take what was told."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_peft_recipes import get_recipe
+from hf_peft_recipes.device import detect_device, named_device
+from hf_peft_recipes.embedded import MODEL_DIR
+from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.plan import AGREEMENT, plan_run
+from hf_peft_recipes.plan.fit import _estimate
+from hf_peft_recipes.plan.job import make_job
+from hf_peft_recipes.plan.memory import plan_memory
+from hf_peft_recipes.plan.optimizers import optimizer_bytes
+from hf_peft_recipes.plan.shapes import ARCHITECTURES, four_bit_bytes, read_shape
+from hf_peft_recipes.plan.step import walk_step
+from hf_peft_recipes.plan.weights import Model
+
+SMALL = {
+    "hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 2, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "vocab_size": 2048, "max_position_embeddings": 2048,
+}  # fmt: skip
+OWN = {
+    "gemma": {"head_dim": 16},
+    "gemma3_text": {"head_dim": 16},
+    "qwen3": {"head_dim": 16},
+    "qwen3_moe": {"head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "phi3": {"pad_token_id": 0},
+}
+LLAMA_8B = {
+    "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256, "max_position_embeddings": 131072,
+    "dtype": "bfloat16",
+}  # fmt: skip
+LLAMA_70B = {
+    **LLAMA_8B, "hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64, "intermediate_size": 28672,
+}  # fmt: skip
+HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes", "numpy", "pydantic")
+
+
+def small_config(kind):
+    """Return the config of a tiny model as transformers itself writes it."""
+    from transformers import CONFIG_MAPPING
+
+    values = CONFIG_MAPPING[kind](**SMALL, **OWN.get(kind, {})).to_dict()
+    return {**values, "dtype": "bfloat16"}
+
+
+def job_of(recipe, config, device, **overrides):
+    """Return the numbers of a recipe's run on a device."""
+    options = {"model": "x", "device": device, "max_length": 256, "per_device_train_batch_size": 1} | overrides
+    return make_job(get_recipe(recipe, **options).resolved, config, "x", device)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a function that writes a config.json and returns its folder."""
+
+    def write(config, name="base"):
+        path = tmp_path / name
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps(config))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("recipe", ["lora", "qlora", "full"])
+def test_the_two_ways_agree(kind, recipe):
+    from hf_peft_recipes.plan.trace import trace_step
+
+    config = small_config(kind)
+    # A CPU with bfloat16, whatever this machine's has: its precision is emulated on the meta device anyway.
+    cpu = replace(named_device("cpu"), bf16=True)
+    for device, checkpointing in ((cpu, False), (cpu, True), (named_device("H100"), True)):
+        job = job_of(recipe, config, device, activation_checkpointing=checkpointing)
+        walked, traced = walk_step(job, read_shape(config, "x")), trace_step(job)
+        weights = sum(walked.parts[part] for part in ("weights", "weights_quantized", "adapters"))
+        # Rotary tables are buffers of a few bytes.
+        assert abs(weights - traced.weight_bytes) < 1024
+        assert walked.peak_bytes == pytest.approx(traced.peak_bytes, rel=AGREEMENT)
+        # What the step adds has to agree by itself, not hidden behind the weights.
+        moving = walked.peak_bytes - weights, traced.peak_bytes - traced.weight_bytes
+        assert moving[0] == pytest.approx(moving[1], rel=AGREEMENT), (device.name, checkpointing)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"speed": "off"},
+        {"bf16": False, "dtype": "float32"},
+        {"dtype": "float32"},
+        {"per_device_train_batch_size": 4, "packing": False},
+        {"gradient_accumulation_steps": 1},
+        {"target_modules": ["q_proj", "v_proj"], "r": 64},
+    ],
+)
+def test_the_two_ways_agree_under_other_settings(overrides):
+    from hf_peft_recipes.plan.trace import trace_step
+
+    config = small_config("llama")
+    job = job_of("lora", config, replace(named_device("cpu"), bf16=True), **overrides)
+    walked, traced = walk_step(job, read_shape(config, "x")), trace_step(job)
+    assert walked.peak_bytes == pytest.approx(traced.peak_bytes, rel=AGREEMENT)
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_parameters_are_counted_exactly(kind):
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    config = small_config(kind)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**SMALL, **OWN.get(kind, {})))
+    shape = read_shape(config, "x")
+    assert shape.parameters() == sum(parameter.numel() for parameter in model.parameters())
+    theirs = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    assert {tensor.name: tensor.elements for tensor in shape.tensors()} == theirs
+
+
+def test_a_quantised_base_with_adapter_is_counted_exactly():
+    from transformers import AutoModelForCausalLM
+
+    from hf_peft_recipes.adapters import add_adapter
+    from hf_peft_recipes.models import load_base
+
+    recipe = get_recipe("qlora", device="H100")
+    loaded = load_base(AutoModelForCausalLM, recipe.resolved.section("model"), recipe.resolved.section("quantization"))
+    model = add_adapter(loaded, recipe.resolved.section("adapter"), "CAUSAL_LM")
+    found = {"weights": 0, "weights_quantized": 0, "adapters": 0}
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        part = "adapters" if parameter.requires_grad else "weights" if state is None else "weights_quantized"
+        found[part] += parameter.numel() * parameter.element_size()
+        if state is not None:
+            tensors = [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+            found[part] += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    config = json.loads((MODEL_DIR / "config.json").read_text())
+    job = job_of("qlora", config, named_device("H100"))
+    assert dict(Model(job, read_shape(config, "x")).bytes) == found
+
+
+def test_four_bits_cost_what_the_paper_says():
+    elements = 4096 * 14336
+    assert four_bit_bytes(elements, double_quantized=True) / elements == pytest.approx(0.5159, abs=1e-4)
+    assert four_bit_bytes(elements, double_quantized=False) / elements == pytest.approx(0.5625, abs=1e-4)
+
+
+def test_optimizer_states_are_what_torch_keeps():
+    import torch
+
+    weights = [torch.nn.Parameter(torch.zeros(100, 7)), torch.nn.Parameter(torch.zeros(13))]
+    optimizer = torch.optim.AdamW(weights, fused=True)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    kept = sum(
+        tensor.numel() * tensor.element_size() for state in optimizer.state.values() for tensor in state.values()
+    )
+    assert optimizer_bytes("adamw_torch_fused", [700, 13], 4) == kept
+
+
+def test_a_real_run_takes_what_was_told(tmp_path, monkeypatch):
+    # Threads that spin while others have the cores make a run many times as long, and no larger.
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    from benchmarks.plan_grid import WITHIN, Cell, make_model, make_rows, measure, predict
+
+    cell = Cell("lora", "s", 128, checkpointing=False)
+    make_model(tmp_path / "model", "s")
+    make_rows(tmp_path / "rows.jsonl", 16, 128, ragged=False)
+    measured = measure(cell, tmp_path / "model", tmp_path / "rows.jsonl", 2)
+    predicted = predict(cell, tmp_path / "model", 2)
+    assert predicted["phases"]["train"] == pytest.approx(measured["peak_memory_bytes"], rel=WITHIN)
+
+
+def test_json_has_stable_names(command, folder):
+    finished = command("plan", "qlora", "--model", folder(LLAMA_8B), "--gpu", "24GiB", "--json")
+    plan = json.loads(finished.stdout)
+    assert {"total_bytes", "fits", "parts", "phases", "tokens_per_second", "advice"} <= set(plan)
+    assert {"weights", "weights_quantized", "adapters", "optimizer", "activations"} <= set(plan["parts"])
+    assert set(plan["phases"]) == {"load", "train", "evaluate", "save"}
+    assert plan["total_bytes"] == max(plan["phases"].values())
+    assert plan["phases"]["train"] == sum(plan["parts"].values())
+    assert plan["memory_bytes"] == 24 * 2**30
+    assert plan["fits"] == (plan["total_bytes"] <= plan["memory_bytes"])
+
+
+def test_what_the_readme_says_is_typed(command, folder):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    typed = [line.split("#")[0].split()[1:] for line in text.splitlines() if line.startswith("hf-peft-recipes plan")]
+    assert len(typed) == 3
+    path = folder(LLAMA_8B)
+    for words in typed:
+        finished = command(*(path if "/" in word else word for word in words))
+        assert finished.returncode == 0, finished.stderr
+    assert "traced: one step takes" in finished.stdout
+
+
+def test_the_table_names_parts_phases_and_what_was_assumed(command, folder):
+    text = command("plan", "lora", "--model", folder(LLAMA_8B), "--gpu", "H100").stdout
+    for word in ("saved activations", "load", "evaluate", "tokens/s", "assumed", "checkpointing", "at most"):
+        assert word in text
+
+
+def test_the_closed_form_is_instant_and_imports_nothing_heavy(folder):
+    words = ["plan", "qlora", "--model", str(folder(LLAMA_70B)), "--gpu", "H200", "--activation_checkpointing"]
+    code = (
+        "import sys, time\n"
+        "from hf_peft_recipes.cli.app import app\n"
+        f"app({words!r}, standalone_mode=False)\n"
+        f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "assert not loaded, loaded\n"
+        "print(time.process_time())\n"
+    )
+    seconds = []
+    for _ in range(3):
+        finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert finished.returncode == 0, finished.stderr
+        seconds.append(float(finished.stdout.split()[-1]))
+    # Other work on the machine makes processor time longer, never shorter.
+    assert min(seconds) < 0.5
+
+
+def test_what_does_not_fit_comes_with_what_does(folder):
+    recipe = get_recipe("lora", model=str(folder(LLAMA_8B)), device="24GiB")
+    plan = recipe.plan()
+    assert not plan.fits
+    assert plan.advice[0].fits and plan.advice[0].settings
+    assert all(advice.total_bytes < plan.total_bytes for advice in plan.advice)
+    fitted = recipe.fitted()
+    assert fitted.plan().fits
+    changed = next(iter(plan.advice[0].settings))
+    assert fitted.resolve().entries[tuple(changed.split("."))].origin.startswith("fit (")
+    assert fitted.fitted() is fitted
+
+
+def test_what_fits_is_left_alone_and_what_never_fits_is_said(folder):
+    path = str(folder(LLAMA_70B))
+    fits = get_recipe("lora", device="H100")
+    assert fits.plan().fits and not fits.plan().advice and fits.fitted() is fits
+    with pytest.raises(UserError, match=r"full needs .* GiB on .*and no change that is known makes it fit"):
+        get_recipe("full", model=path, device="24GiB").fitted()
+
+
+def test_train_refuses_what_no_change_fits_before_it_loads_anything(command, folder):
+    finished = command("train", "full", "--fit", "--model", folder(LLAMA_70B), "--dataset", "nowhere.jsonl")
+    assert finished.returncode == 2
+    assert "no change that is known makes it fit" in finished.stderr and finished.stderr.count("\n") == 1
+
+
+def test_the_largest_batch_and_length_fit_and_the_next_do_not(folder):
+    config = LLAMA_8B
+    device = named_device("24GiB")
+    recipe = get_recipe("qlora", model="x", device=device)
+    plan = plan_run(recipe.resolved, config, "x", device)
+    job, shape = make_job(recipe.resolved, config, "x", device), read_shape(config, "x")
+    held = sum(tensor.elements for tensor in shape.tensors() if job.quantizes(tensor))
+    job = replace(job, quantized_elements=held)
+    for name, step in (("batch", 1), ("length", 64)):
+        fixed = {"batch": 1} if name == "length" else {}
+        at = plan.limits[name]
+        inside, beyond = (plan_memory(replace(job, **{**fixed, name: number}), shape) for number in (at, at + step))
+        assert inside.phases["train"] <= device.memory_bytes < beyond.phases["train"]
+
+
+@pytest.mark.parametrize("recipe", ["lora", "qlora", "full"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_few_layers_tell_of_many(recipe, checkpointing):
+    job = job_of(recipe, LLAMA_8B, named_device("H200"), activation_checkpointing=checkpointing)
+    shape = read_shape(LLAMA_8B, "x")
+    for phase, size in plan_memory(job, shape).phases.items():
+        assert _estimate(job, shape).phases[phase] == pytest.approx(size, rel=0.01)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(["lora", "qlora", "full"]), st.integers(1, 6), st.booleans(), st.booleans())
+def test_more_takes_more(recipe, scale, checkpointing, on_gpu):
+    device = named_device("H100") if on_gpu else replace(named_device("cpu"), bf16=True)
+    config = {**LLAMA_8B, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 3, "vocab_size": 4096}
+    job = job_of(recipe, config, device, activation_checkpointing=checkpointing)
+    shape = read_shape(config, "x")
+    base = plan_memory(job, shape).phases["train"]
+
+    def train(other, of=shape):
+        return plan_memory(other, of).phases["train"]
+
+    assert train(replace(job, length=job.length * (scale + 1))) >= base
+    assert train(replace(job, batch=job.batch + scale)) >= base
+    assert train(job, replace(shape, layers=shape.layers + scale)) >= base
+    assert train(replace(job, checkpointing=True)) <= train(replace(job, checkpointing=False))
+    if on_gpu:
+        shared = [train(replace(job, devices=scale + 1, sharding=way)) for way in ("ddp", "zero1", "zero2")]
+        assert shared == sorted(shared, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "lama"}, "unknown architecture 'lama'; did you mean 'llama'"),
+        ({"hidden_size": 8}, "names no model_type"),
+        ({"model_type": "llama", "hidden_size": 64}, "num_hidden_layers is missing"),
+    ],
+)
+def test_a_config_that_cannot_be_planned_is_one_line(command, folder, config, message):
+    finished = command("plan", "lora", "--model", folder(config), "--gpu", "H100")
+    assert finished.returncode == 2
+    assert message in finished.stderr and finished.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpu", "H10"], "unknown device 'H10'; did you mean 'h100'"),
+        (["--gpus", "0"], "--gpus 0: at least 1 is needed"),
+        (["--gpus", "2", "--sharding", "fdsp"], "unknown sharding 'fdsp'"),
+        (["--model", "./nowhere"], "no such folder"),
+        (["--model", "nobody/no-such-model"], "not in the cache, and the Hub cannot be reached"),
+        (["--model", "a b/c"], "neither a folder nor an id of the Hub"),
+    ],
+)
+def test_a_users_mistake_is_one_line(command, words, message):
+    finished = command("plan", "lora", *words)
+    assert finished.returncode == 2
+    assert message in finished.stderr and finished.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def hub():
+    """Return the address of a hub on this machine that knows one model."""
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            known = self.path == "/somebody/llama/resolve/main/config.json"
+            body = json.dumps(LLAMA_8B).encode()
+            self.send_response(200 if known else 404)
+            for name, value in {
+                "ETag": '"0123456789abcdef0123456789abcdef01234567"', "X-Repo-Commit": "a" * 40,
+                **({"Content-Length": len(body)} if known else {"X-Error-Code": "RepoNotFound", "Content-Length": 0}),
+            }.items():  # fmt: skip
+                self.send_header(name, str(value))
+            self.end_headers()
+            if known and self.command == "GET":
+                self.wfile.write(body)
+
+        do_GET = do_HEAD
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_a_model_of_the_hub_is_planned_from_its_config_and_offline_from_then_on(command, hub, tmp_path):
+    words = ("plan", "lora", "--gpu", "H100", "--json", "--model")
+    online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path)}
+    finished = command(*words, "somebody/llama", **online)
+    assert finished.returncode == 0, finished.stderr
+    assert command(*words, "somebody/llama", HF_HOME=str(tmp_path)).stdout == finished.stdout
+    missing = command(*words, "somebody/nothing", **online)
+    assert missing.returncode == 2
+    assert "neither a folder nor a model on the Hub" in missing.stderr and missing.stderr.count("\n") == 1
+
+
+def test_an_architecture_without_a_closed_form_is_traced(folder):
+    from transformers import OlmoConfig
+
+    values = OlmoConfig(**SMALL).to_dict() | {"dtype": "bfloat16"}
+    plan = get_recipe("lora", model=str(folder(values)), device="H100", max_length=128).plan()
+    assert plan.way == "trace" and plan.parameters > plan.trainable > 0
+    assert any("'olmo' has no closed form" in told for told in plan.assumptions)
+
+
+def test_a_method_without_a_closed_form_is_traced(folder):
+    path = str(folder(small_config("llama")))
+    plan = get_recipe("lora", model=path, device="H100", max_length=128, use_dora=True).plan()
+    plain = get_recipe("lora", model=path, device="H100", max_length=128).plan()
+    assert plan.way == "trace" and plan.trainable > plain.trainable
+
+
+def test_a_cpu_is_measured_once(tmp_path, monkeypatch):
+    from hf_peft_recipes.plan.profiles import find_profile, measure_cpu
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    device = detect_device()
+    assert find_profile(device) is None
+    measured = measure_cpu(device, seconds=0.05)
+    assert measured.product_flops > 1e8 and measured.copy_bytes > 1e7
+    assert find_profile(device) == measured
+    next((tmp_path / "hf_peft_recipes").iterdir()).write_text("broken")
+    assert find_profile(device) is None
+
+
+def test_plan_holds_for_a_loaded_model():
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
+    mine, named = (get_recipe("lora", device="H100", **given).plan() for given in ({"model": loaded}, {}))
+    assert mine.parameters == named.parameters
+
+
+def test_the_benchmark_has_its_cells():
+    from benchmarks.plan_grid import cells
+
+    names = [cell.name for cell in cells()]
+    assert len(names) == len(set(names)) == 3 * 3 * 3 * 2 + 2
+    assert Path(os.fspath(MODEL_DIR)).is_dir()
