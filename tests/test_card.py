@@ -47,11 +47,17 @@ PUBLICATIONS = {
 CERTIFICATE = {
     "status": "passed",
     "checks": [
-        {"name": "the adapter loads onto its base in a fresh process", "ok": True, "detail": "56 tensors"},
-        {"name": "no file holds a local path", "ok": True, "detail": ""},
+        {"name": "base", "ok": True, "detail": "model, as trained on"},
+        {"name": "keys", "ok": True, "detail": "56 tensors, none missing, none unknown"},
+        {"name": "trained tensors", "ok": True, "detail": "56 tensors, equal bit for bit"},
+        {"name": "tokenizer and template", "ok": True, "detail": "4 prompts, the same tokens"},
+        {"name": "the adapter acts", "ok": True, "detail": "log-probabilities are off by 0.5516 nats without it"},
+        {"name": "logits", "ok": True, "detail": "largest difference 9.54e-07 nats, 0.1 allowed"},
+        {"name": "greedy text", "ok": True, "detail": "4 answers, the same"},
     ],
-    "versions": {"peft": "0.21.2", "transformers": "5.23.0"},
+    "figures": {"log_probability_difference": 9.5367431640625e-07, "adapter_effect": 0.5515882968902588},
 }
+"""As a run of the demo had it."""
 
 
 def golden(name):
