@@ -184,6 +184,19 @@ def test_a_whole_model_and_a_local_base_go_up(hub, act, runs):
     assert "base_model: group/whole-base" in card and "base_model_relation: finetune" in card
 
 
+def test_a_merged_model_goes_up(hub, runs, tmp_path, command):
+    environment = hub.environment(hub.token, tmp_path / "cache")
+    told = ["merge", runs[0], tmp_path / "merged", "--push", "me/merged", "--base_model", "me/base"]
+    finished = command(*told, "--certify", "off", **environment)
+    assert finished.returncode == 0, finished.stderr
+    assert "certificate: 4 of 4 checks passed in a fresh process" in finished.stdout
+    held = hub.files("me/merged")
+    assert {"model.safetensors", "merge.json", "README.md"} <= set(held) and "adapter_config.json" not in held
+    assert str(runs[0]).encode() not in b"".join(held.values())
+    card = held["README.md"].decode()
+    assert "base_model_relation: merge" in card and "KL from the unmerged adapter" in card
+
+
 def test_branches_and_pull_requests(hub, act, runs):
     outcome = push(act, runs[0], "me/branched", revision="wide")["result"]
     assert hub.refs("me/branched")["refs/heads/wide"] == outcome["commit"]

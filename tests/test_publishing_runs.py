@@ -52,6 +52,7 @@ def test_a_run_is_published_with_its_checkpoints_and_without_secrets(hub, train,
     finished = train(*told, "--tag", "v1", MY_API_KEY=SECRET)
     assert finished.returncode == 0, finished.stderr
     assert "certificate: 7 of 7 checks passed in a fresh process" in finished.stdout
+    assert "(licence mit, gated: who loads it must have accepted its terms)" in finished.stdout
     record = json.loads((tmp_path / "out" / "result.json").read_text())
     assert record["push"]["status"] == "done" and record["certificate"]["status"] == "passed"
     assert record["published_checkpoints"] == {"branch": "checkpoints", "published": [2, 4], "failed": {}}

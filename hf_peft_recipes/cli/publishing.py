@@ -54,6 +54,10 @@ def print_outcome(outcome: dict[str, Any]) -> None:
     """Print what became of a push."""
     where = outcome["pull_request"] or f"{outcome['url']} ({outcome['revision']}, commit {outcome['commit'][:12]})"
     print(f"{'already there' if outcome['already_there'] else 'published'}: {where}")
+    base = outcome["base"]
+    terms = f"licence {base['license'] or 'not stated'}"
+    terms += ", gated: who loads it must have accepted its terms" if base["gated"] else ""
+    print(f"base: {base['name']}@{base['revision'][:12]} ({terms})")
     checks = outcome["certificate"]["checks"]
     print(f"certificate: {sum(check['ok'] for check in checks)} of {len(checks)} checks passed in a fresh process")
 

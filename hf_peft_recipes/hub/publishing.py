@@ -131,8 +131,7 @@ def _publish(folder: Path, request: PushRequest, base: Base, record: Mapping[str
         "pull_request": pull_request,
         "tag": request.tag,
         "already_there": already,
-        "base": base.name,
-        "base_revision": base.revision,
+        "base": {"name": base.name, "revision": base.revision, "license": base.license, "gated": base.gated},
         "files": files,
         "certificate": certify_published(request.repo_id, commit),
     }
