@@ -37,11 +37,14 @@ def run(request, tmp_path_factory):
     return request.param, trained(request.param, rows, tmp_path_factory.mktemp(request.param) / "out")
 
 
+DAMAGED = pytest.mark.parametrize("run", ("lora", "full"), indirect=True)
+"""One adapter and one model are enough to damage."""
+ONE = pytest.mark.parametrize("run", ("lora",), indirect=True)
+
+
 @pytest.fixture
 def copy(run, tmp_path):
     kind, folder = run
-    if kind not in ("lora", "full"):
-        pytest.skip("one adapter and one model are enough to damage")
     return kind, shutil.copytree(folder, tmp_path / "copy")
 
 
@@ -71,6 +74,7 @@ def test_what_was_saved_passes(run):
     assert any("trainable_tokens" in name for name in statement["trained"]) is (kind == "tokens")
 
 
+@DAMAGED
 def test_a_flipped_byte_is_seen(copy):
     _, folder = copy
     path = weights(folder)
@@ -80,6 +84,7 @@ def test_a_flipped_byte_is_seen(copy):
     assert "1 of other values" in failed(folder)["trained tensors"]
 
 
+@DAMAGED
 def test_a_lost_tensor_is_seen(copy):
     kind, folder = copy
     tensors = load_file(weights(folder))
@@ -91,6 +96,7 @@ def test_a_lost_tensor_is_seen(copy):
         assert found["keys"].startswith("1 missing")
 
 
+@DAMAGED
 def test_an_adapter_that_loads_as_nothing_is_seen(copy):
     kind, folder = copy
     if kind == "full":
@@ -103,6 +109,7 @@ def test_an_adapter_that_loads_as_nothing_is_seen(copy):
     assert ("the adapter acts" in found) is (kind == "lora")
 
 
+@DAMAGED
 def test_another_template_is_seen(copy):
     _, folder = copy
     path = folder / "chat_template.jinja"
@@ -110,10 +117,9 @@ def test_another_template_is_seen(copy):
     assert failed(folder) == {"tokenizer and template": "4 of 4 prompts give other tokens"}
 
 
+@ONE
 def test_another_base_is_seen_and_refused(copy, tmp_path):
-    kind, folder = copy
-    if kind == "full":
-        pytest.skip("a whole model has no base to load")
+    _, folder = copy
     base = shutil.copytree(MODEL_DIR, tmp_path / "base")
     tensors = load_file(base / "model.safetensors")
     save_file({name: tensor + 0.01 for name, tensor in tensors.items()}, base / "model.safetensors", {"format": "pt"})
@@ -147,10 +153,9 @@ def test_fewer_layers_are_told_in_words(tmp_path):
     assert differences(base, base) == []
 
 
+@ONE
 def test_a_fresh_process_gives_the_verdict(run, command):
-    kind, folder = run
-    if kind != "lora":
-        pytest.skip("one process is enough")
+    _, folder = run
     (folder / "adapter_config.json").rename(folder / "away.json")
     try:
         finished = command("certify", folder)
@@ -161,6 +166,7 @@ def test_a_fresh_process_gives_the_verdict(run, command):
     assert certify(folder)["status"] == "passed"
 
 
+@ONE
 def test_what_cannot_be_certified_is_refused(tmp_path, run):
     with pytest.raises(UserError, match="has no certificate"):
         certify(tmp_path)

@@ -87,6 +87,9 @@ def merge_adapter(model: Any, dtypes: Mapping[str, torch.dtype], dtype: torch.dt
     untie(model)
     try:
         merged = model.merge_and_unload()
+    except torch.OutOfMemoryError:
+        # A RuntimeError too, and nobody's mistake: the caller leaves this way to merge out.
+        raise
     except (ValueError, NotImplementedError, RuntimeError, AttributeError, TypeError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise UserError(f"PEFT cannot merge this adapter: {lines[0]}") from error
