@@ -174,7 +174,7 @@ def main() -> None:
             for path in folder.glob("cache*"):
                 subprocess.run(["rm", "-r", str(path)], check=True)
             print(json.dumps(seconds), flush=True)
-    from hf_peft_recipes.measure import host_facts, installed_versions
+    from hf_peft_recipes.measure.facts import host_facts, installed_versions
 
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {

@@ -9,10 +9,13 @@ from accelerate import PartialState
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from hf_peft_recipes import adapters, launching, lineage, measure, models
+from hf_peft_recipes import adapters, launching, lineage, models
 from hf_peft_recipes.data import Check, PreparedData, Renderer
 from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.launching import World
+from hf_peft_recipes.measure.clock import StepClock
+from hf_peft_recipes.measure.memory import release_free_memory
+from hf_peft_recipes.measure.phases import Phases
 from hf_peft_recipes.models import ParameterCount
 from hf_peft_recipes.objectives import Objective, find_objective
 from hf_peft_recipes.preflight import Examined, RunRequest
@@ -36,11 +39,12 @@ class Prepared:
     """The faster paths that the model takes."""
     parameters: ParameterCount
     world: World
+    phases: Phases
 
     def release(self) -> None:
         """Give up the model and all that training held, so that another process has room for its own."""
         self.model = self.trainer = None
-        measure.release_free_memory()
+        release_free_memory()
 
 
 def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> Prepared:
@@ -50,7 +54,7 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
         UserError: the model, the data or the arguments do not go together.
         LaunchError: other processes came up than were asked for.
     """
-    objective = find_objective(recipe.objective)
+    phases, objective = Phases(), find_objective(recipe.objective)
     arguments = objective.training_arguments(_arguments(recipe, request, examined))
     world = World(
         arguments.process_index, arguments.world_size, str(arguments.distributed_state.distributed_type.value)
@@ -61,19 +65,23 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     with PartialState().main_process_first():
         tokenized = tokenize(recipe, request, examined)
     data, arguments.max_length = tokenized.rows, tokenized.max_length
+    phases.lap("data")
     model = _model(recipe, request, objective, tokenized.renderer.tokenizer)
     if data.validation is None:
         arguments.eval_strategy = type(arguments.eval_strategy)("no")
-    callbacks = [TrainingProof(), measure.StepClock(), *request.callbacks]
+    clock = StepClock(phases)
+    callbacks = [TrainingProof(), clock, *request.callbacks]
     trainer = objective.build_trainer(model, tokenized.renderer.tokenizer, data, arguments, callbacks)
+    clock.watch(trainer)
     # Ours is the one bar; upstream's stay silent.
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     if world.is_main and request.progress:
-        trainer.add_callback(Progress(measure.peak_memory_bytes))
+        trainer.add_callback(Progress(lambda: phases.peak_memory_bytes("train") or 0))
     speed = speed_up(model, detect_device().kind) if recipe.value("speed") != "off" else []
+    phases.lap("load")
     return Prepared(
-        trainer, model, tokenized.renderer, tokenized.checks, data, speed, models.count_parameters(model), world
+        trainer, model, tokenized.renderer, tokenized.checks, data, speed, models.count_parameters(model), world, phases
     )
 
 

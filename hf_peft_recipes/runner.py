@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from hf_peft_recipes import certificate, launching, measure, models, results, saving
+from hf_peft_recipes import certificate, launching, models, results, saving
 from hf_peft_recipes.assembly import Prepared, prepare
 from hf_peft_recipes.data import Example
 from hf_peft_recipes.device import detect_device
@@ -21,6 +21,9 @@ from hf_peft_recipes.hub.bases import section_fingerprint
 from hf_peft_recipes.hub.checkpoints import CheckpointPublisher
 from hf_peft_recipes.hub.publishing import push, reserve
 from hf_peft_recipes.hub.request import PushRequest
+from hf_peft_recipes.measure.clock import StepClock
+from hf_peft_recipes.measure.facts import host_facts, installed_versions
+from hf_peft_recipes.measure.memory import release_free_memory
 from hf_peft_recipes.preflight import Examined, RunRequest, clear_run, last_checkpoint
 from hf_peft_recipes.proof import TrainingProof
 from hf_peft_recipes.report.plot import plot_losses
@@ -73,6 +76,7 @@ def run(
         prepared.release()
         if main:
             _certify(recipe, folder, record)
+            prepared.phases.lap("certify")
         record |= {"status": "done", "exit_code": 0}
     except BaseException as error:
         code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
@@ -80,7 +84,7 @@ def run(
         raise
     finally:
         if main:
-            record["measured"]["total_seconds"] = time.perf_counter() - started
+            record["measured"] |= {"total_seconds": time.perf_counter() - started, "phases": prepared.phases.shown()}
             if checkpoints:
                 record["published_checkpoints"] = checkpoints.result()
             results.write_result(folder, record)
@@ -93,22 +97,15 @@ def _train(
     recipe: ResolvedRecipe, request: RunRequest, examined: Examined, prepared: Prepared, record: dict[str, Any]
 ) -> None:
     """Evaluate, train, save and evaluate again, filling in the record."""
-    trainer, folder = prepared.trainer, examined.output_dir
-    clock, proof = _callback(trainer, measure.StepClock), _callback(trainer, TrainingProof)
+    trainer, folder, phases = prepared.trainer, examined.output_dir, prepared.phases
+    clock, proof = _callback(trainer, StepClock), _callback(trainer, TrainingProof)
     examples = prepared.data.held_out
     task = find_task(examples, (recipe.section("evaluation") or {})["task"])
     before = _evaluate(recipe, prepared, examples, task)
-    measure.release_free_memory()
-    measure.reset_peak_memory()
+    phases.lap("evaluate")
+    release_free_memory()
     trainer.train(resume_from_checkpoint=str(last_checkpoint(folder)) if request.resume else None)
-    record["measured"] |= {
-        "peak_memory_bytes": measure.peak_memory_bytes(),
-        "tokens_per_second": clock.tokens_per_second(),
-        "step_seconds": clock.step_median_seconds(),
-        "steps": len(clock.step_seconds),
-        "train_seconds": sum(clock.step_seconds),
-        "first_step_seconds": clock.first_step_seconds,
-    }
+    record["measured"] |= {"peak_memory_bytes": phases.peak_memory_bytes("train"), **clock.result()}
     record["loss_curve"] = [_point(log) for log in trainer.state.log_history if "loss" in log or "eval_loss" in log]
     record["proof"] = proof.result()
     record["data"]["ledger"] = prepared.data.ledger()
@@ -118,7 +115,9 @@ def _train(
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         saving.save(model, prepared.renderer.tokenizer, sorted(prepared.renderer.stop_ids), recipe, folder)
         plot_losses(record["loss_curve"], folder / "loss.png", recipe.name)
+    phases.lap("save")
     after = _evaluate(recipe, prepared, examples, task)
+    phases.lap("evaluate")
     if before and after:
         record["metrics"] = {
             "task": task,
@@ -183,7 +182,7 @@ def _dry_run(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) ->
         prepared = prepare(recipe, request, dataclasses.replace(examined, output_dir=Path(scratch)))
         prepared.trainer.train()
     record = _record(recipe, request, examined, prepared)
-    record["measured"] |= {"peak_memory_bytes": measure.peak_memory_bytes()}
+    record["measured"] |= {"peak_memory_bytes": prepared.phases.peak_memory_bytes("train")}
     record["loss_curve"] = [_point(log) for log in prepared.trainer.state.log_history if "loss" in log]
     return record | {"status": "dry_run", "exit_code": 0}
 
@@ -202,8 +201,8 @@ def _record(recipe: ResolvedRecipe, request: RunRequest, examined: Examined, pre
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "output_dir": str(examined.output_dir),
         "base_model": _base_model(recipe, request),
-        "versions": measure.installed_versions(),
-        "hardware": {"device": dataclasses.asdict(device), **measure.host_facts(), "processes": prepared.world.size},
+        "versions": installed_versions(),
+        "hardware": {"device": dataclasses.asdict(device), **host_facts(), "processes": prepared.world.size},
         "seeds": {"training": prepared.trainer.args.seed, "data": prepared.trainer.args.data_seed},
         "data": {
             "dataset": examples.name,

@@ -18,7 +18,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from hf_peft_recipes.measure import StepClock, peak_memory_bytes, reset_peak_memory
+from hf_peft_recipes.measure.clock import StepClock
+from hf_peft_recipes.measure.memory import peak_memory_bytes, reset_peak
 
 BEST: dict[str, Any] = {
     "packing": True,
@@ -64,7 +65,7 @@ def main() -> None:
             peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
             callbacks=[clock, _FirstLog()],
         )
-        reset_peak_memory()
+        reset_peak()
         trainer.train()
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     printed = {

@@ -6,6 +6,7 @@ import traceback
 
 import typer
 
+from hf_peft_recipes.cli.benching import bench_command
 from hf_peft_recipes.cli.certifying import certify_command
 from hf_peft_recipes.cli.inspecting import inspect_command
 from hf_peft_recipes.cli.merging import merge_command
@@ -38,6 +39,7 @@ app.command("train", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(trai
 app.command("evaluate", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(evaluate_command)
 app.command("chat", rich_help_panel=_WORK)(chat_command)
 app.command("merge", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(merge_command)
+app.command("bench", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(bench_command)
 app.command("certify", rich_help_panel=_WORK)(certify_command)
 app.command("push", rich_help_panel=_HUB)(push_command)
 app.command("pull", rich_help_panel=_HUB)(pull_command)

@@ -17,7 +17,7 @@ from hf_peft_recipes.data import Example, Renderer
 from hf_peft_recipes.data.rendering import TokenRow
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.evaluation import Metrics, find_task
-from hf_peft_recipes.measure import installed_versions
+from hf_peft_recipes.measure.facts import installed_versions
 from hf_peft_recipes.merging import combination, divergence, output
 from hf_peft_recipes.merging.request import MergeRequest, check
 from hf_peft_recipes.merging.texts import TEXTS

@@ -23,6 +23,13 @@ class Profile:
     copy_bytes: float
     """Read and written, a second."""
     source: str
+    sheet_flops: float | None = None
+    """Of matrix products, as the data sheet has it."""
+
+    @property
+    def peak_flops(self) -> float:
+        """What shares of the peak are shares of: the data sheet's rate, else the measured one."""
+        return self.sheet_flops or self.product_flops
 
 
 REACHED_PRODUCTS, REACHED_COPIES = 0.80, 0.90
@@ -55,7 +62,7 @@ def find_profile(device: Device) -> Profile | None:
         if name.lower() in device.name.lower():
             products, copies = _SHEETS[name]
             source = "data sheet, at the shares that an H200 reached; not measured"
-            return Profile(products * REACHED_PRODUCTS, copies * REACHED_COPIES, source)
+            return Profile(products * REACHED_PRODUCTS, copies * REACHED_COPIES, source, products)
     return None
 
 
