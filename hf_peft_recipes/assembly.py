@@ -11,7 +11,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_peft_recipes import adapters, launching, lineage, models
 from hf_peft_recipes.data import Check, PreparedData, Renderer
+from hf_peft_recipes.data.longest import longest_rows
 from hf_peft_recipes.device import detect_device
+from hf_peft_recipes.evaluation import heaviest
 from hf_peft_recipes.launching import World
 from hf_peft_recipes.measure.clock import StepClock
 from hf_peft_recipes.measure.memory import release_free_memory
@@ -73,6 +75,8 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     callbacks = [TrainingProof(), clock, *request.callbacks]
     trainer = objective.build_trainer(model, tokenized.renderer.tokenizer, data, arguments, callbacks)
     clock.watch(trainer)
+    if request.longest:
+        _keep_longest(trainer, data, tokenized.renderer, int((recipe.section("evaluation") or {})["batch_size"]))
     # Ours is the one bar; upstream's stay silent.
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -83,6 +87,16 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     return Prepared(
         trainer, model, tokenized.renderer, tokenized.checks, data, speed, models.count_parameters(model), world, phases
     )
+
+
+def _keep_longest(trainer: Any, data: PreparedData, renderer: Renderer, scored: int) -> None:
+    """Leave the trainer the rows that ask most of memory, as many as all its steps use up, and some to score."""
+    arguments = trainer.args
+    rows = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    trainer.train_dataset = longest_rows(trainer.train_dataset, rows * arguments.max_steps)
+    if trainer.eval_dataset is not None:
+        trainer.eval_dataset = longest_rows(trainer.eval_dataset, arguments.eval_batch_size * arguments.world_size)
+    data.held_out = heaviest(trainer.model, renderer, data.held_out, scored)
 
 
 def _arguments(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> dict[str, Any]:

@@ -7,9 +7,6 @@ it. The prompts are the same for every run, so that no row of anybody's data is 
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import Any
 
 from hf_peft_recipes.adapters import adapter_file
 from hf_peft_recipes.errors import CertificateError, UserError
+from hf_peft_recipes.fresh_process import last_words, run_verb
 from hf_peft_recipes.generation import generate, inference
 from hf_peft_recipes.lineage import base_differences, read_config, read_fingerprint
 from hf_peft_recipes.models import keep_quantized_weights
@@ -147,18 +145,11 @@ def certify_in_fresh_process(folder: Path) -> dict[str, Any]:
     Raises:
         CertificateError: the process ended without a verdict.
     """
-    # A launcher's variables would make the process wait for others.
-    launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    inherited = {
-        key: value for key, value in os.environ.items() if key not in launched and not key.startswith("ACCELERATE_")
-    }
-    command = [sys.executable, "-m", "hf_peft_recipes", "certify", str(folder), "--json"]
-    finished = subprocess.run(command, env=inherited, capture_output=True, text=True, check=False)
+    finished = run_verb("certify", str(folder), "--json")
     try:
         verdict: dict[str, Any] = json.loads(finished.stdout)
     except ValueError:
-        last = (finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"])[-1]
-        raise CertificateError(f"the certificate's process ended without a verdict: {last}") from None
+        raise CertificateError(f"the certificate's process ended without a verdict: {last_words(finished)}") from None
     return verdict
 
 

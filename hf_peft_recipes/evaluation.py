@@ -27,6 +27,8 @@ _ROWS_PER_CLASS = 5
 _EXACT_ANSWER_CHARACTERS = 32
 BATCH_LOGIT_BYTES = 512 * 2**20
 """What the logits of one batch may take, in float32."""
+BATCH_TOKENS = 16_384
+"""Tokens of a batch at the most, where a small vocabulary would let in more: hidden states take memory too."""
 
 
 @dataclass(frozen=True)
@@ -205,28 +207,50 @@ def _losses(
     """Return the summed loss and the number of supervised tokens of every example."""
     rows = [_scored(row) for row in renderer.rows(examples)]
     losses: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    batch_tokens = BATCH_LOGIT_BYTES // (4 * model.config.get_text_config().vocab_size)
     with inference(model):
-        for batch, ids, labels, mask in padded_batches(rows, max_length, batch_tokens):
+        for batch, ids, labels, mask in padded_batches(rows, max_length, batch_tokens(model)):
             for index, loss in zip(batch, _batch_losses(model, ids, labels, mask), strict=True):
                 losses[index] = loss
     return losses
 
 
+def batch_tokens(model: Any) -> int:
+    """Return how many tokens are scored at a time, padding included."""
+    return min(BATCH_TOKENS, BATCH_LOGIT_BYTES // (4 * int(model.config.get_text_config().vocab_size)))
+
+
+def heaviest(model: Any, renderer: Renderer, examples: Sequence[Example], batch_size: int) -> list[Example]:
+    """Return the examples that ask most of memory when they are scored: the longest ones.
+
+    Args:
+        model: that is to score them.
+        renderer: made for its tokenizer.
+        examples: held-out rows.
+        batch_size: that are answered at a time; so many are returned, and as many as two batches of scoring take.
+    """
+    lengths = [len(_scored(row).input_ids) for row in renderer.rows(examples)]
+    order = sorted(range(len(examples)), key=lambda index: -lengths[index])
+    room, taken = 2 * batch_tokens(model), 0
+    while taken < len(order) and (taken < batch_size or room > 0):
+        room -= lengths[order[taken]]
+        taken += 1
+    return [examples[index] for index in order[:taken]]
+
+
 def padded_batches(
-    rows: Sequence[TokenRow], max_length: int | None, batch_tokens: int
+    rows: Sequence[TokenRow], max_length: int | None, most_tokens: int
 ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Yield the numbers of some rows, and their ids, labels and mask of shape (rows, tokens); longest rows first.
 
     Args:
         rows: of tokens.
         max_length: tokens of a row beyond this are left out; None for all.
-        batch_tokens: tokens of a batch, padding included; a longer row makes a batch of its own.
+        most_tokens: tokens of a batch, padding included; a longer row makes a batch of its own.
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     while order:
         width = min(len(rows[order[-1]].input_ids), max_length or len(rows[order[-1]].input_ids))
-        number = max(1, batch_tokens // width)
+        number = max(1, most_tokens // width)
         batch, order = order[-number:], order[:-number]
         ids = torch.zeros((len(batch), width), dtype=torch.long)
         labels = torch.full((len(batch), width), IGNORED)

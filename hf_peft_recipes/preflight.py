@@ -39,6 +39,8 @@ class RunRequest:
     overwrite: bool = False
     resume: bool = False
     dry_run: bool = False
+    longest: bool = False
+    """Take the longest rows alone, as many as two optimizer steps and a batch of scoring need."""
     command: str = ""
     progress: bool = True
     model: Any = None

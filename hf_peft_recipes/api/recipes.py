@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hf_peft_recipes.hub.request import PushRequest
     from hf_peft_recipes.plan import MemoryPlan
     from hf_peft_recipes.preflight import RunRequest
+    from hf_peft_recipes.rehearsal import Rehearsal
 
 _OBJECTS = ("tokenizer", "callbacks")
 
@@ -179,6 +180,31 @@ class Recipe:
 
         return Recipe(decide(False), self.objects, decide, self.device, " + ".join(best.names))
 
+    def rehearse(self, wanted: bool | None = True) -> "Rehearsal | None":
+        """Return what two steps on the longest rows take, with evaluation and a checkpoint, in a fresh process.
+
+        Args:
+            wanted: whether to; None leaves it to the plan: on a GPU, where it is close to the card's memory. Returns
+                None where nothing is rehearsed.
+
+        Raises:
+            UserError: the run does not fit, or cannot begin at all; or the recipe holds objects, which do not go to
+                another process.
+        """
+        if wanted is False or (wanted is None and (self.device.kind != "cuda" or self.objects)):
+            return None
+        if self.objects:
+            raise UserError(f"a rehearsal runs in another process, and {next(iter(self.objects))} is an object here")
+        from hf_peft_recipes.rehearsal import is_due, refusal, rehearse
+
+        plan = self.plan()
+        if wanted is None and not is_due(plan):
+            return None
+        found = rehearse(self._for_run(), plan)
+        if not found.fits:
+            raise refusal(self.name, found, plan)
+        return found
+
     def inspect(self, rows: int = 3, row: int | None = None, longest: bool = False) -> dict[str, Any]:
         """Return what the data are taken for, where every row goes, and some rows token by token. Loads no weights.
 
@@ -205,6 +231,8 @@ class Recipe:
         overwrite: bool = False,
         resume: bool = False,
         dry_run: bool = False,
+        longest: bool = False,
+        rehearse: bool | None = None,
         progress: bool = True,
         command: str | None = None,
         publication: "PushRequest | None" = None,
@@ -216,6 +244,8 @@ class Recipe:
             overwrite: replace the run that the folder holds.
             resume: go on from the folder's last checkpoint.
             dry_run: load everything, run one step, write nothing.
+            longest: take the longest rows alone, as many as all steps need: for a rehearsal.
+            rehearse: as `Recipe.rehearse` has it, before anything is loaded here.
             progress: show how far it is.
             command: what started the run, for its record.
             publication: where the run goes on the Hub when it is done.
@@ -229,9 +259,10 @@ class Recipe:
         """
         from hf_peft_recipes.preflight import examine
 
+        self.rehearse(rehearse)
         told = command or f"hf_peft_recipes.get_recipe({self.name!r}, …).train()"
         request = self._request(
-            output_dir, told, overwrite=overwrite, resume=resume, dry_run=dry_run, progress=progress
+            output_dir, told, overwrite=overwrite, resume=resume, dry_run=dry_run, longest=longest, progress=progress
         )
         resolved = self._for_run()
         examined = examine(resolved, request)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,22 +11,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import hf_peft_recipes
 from hf_peft_recipes.api import Recipe, resolve_recipe
 from hf_peft_recipes.bench.figures import figures_of
 from hf_peft_recipes.bench.rows import write_rows
 from hf_peft_recipes.bench.shapes import EMBEDDED, SHAPES, make_model
 from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.errors import RecipeError
+from hf_peft_recipes.fresh_process import Finished, last_words, out_of_memory, run_verb
 from hf_peft_recipes.measure.facts import host_facts, installed_versions
 from hf_peft_recipes.results import RESULT_FILE
 from hf_peft_recipes.spec import Override
 
 SCHEMA_VERSION = 1
-OUT_OF_MEMORY = ("out of memory", "outofmemory", "can't allocate memory", "cannot allocate memory", "memoryerror")
-"""How CUDA, torch's CPU allocator, the system and Python say so, in lower case."""
-_KILLED = -9
-"""What Linux does to a process for which no memory is left."""
 _OPTIMIZERS_IN_MANAGED_MEMORY = ("paged_",)
 
 
@@ -131,7 +125,7 @@ def run_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         options["output_dir"] = f"{folder}/out"
         words = [word for key, value in options.items() for word in (f"--{key}", *_words(value))]
-        finished = _run(["train", cell.recipe, *words])
+        finished = run_verb("train", cell.recipe, *words)
         record = _record(Path(folder) / "out")
     line |= _outcome(finished, record)
     if record and line["status"] == "done":
@@ -155,15 +149,6 @@ def _recipe(cell: Cell, model: Path) -> Recipe:
     return resolve_recipe(cell.recipe, given)
 
 
-def _run(words: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a fresh process, as a user would."""
-    package = str(Path(hf_peft_recipes.__file__).parent.parent)
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "hf_peft_recipes", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-
 def _record(folder: Path) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
@@ -172,12 +157,13 @@ def _record(folder: Path) -> dict[str, Any] | None:
     return record
 
 
-def _outcome(finished: subprocess.CompletedProcess[str], record: Mapping[str, Any] | None) -> dict[str, Any]:
+def _outcome(finished: Finished, record: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return how the run ended: `done`, `oom` or `failed`, and its last words."""
     if finished.returncode == 0 and record:
         return {"status": "done"}
-    said = str((record or {}).get("error") or (finished.stderr.strip().splitlines() or [""])[-1])
-    starved = finished.returncode == _KILLED or any(sign in said.lower() for sign in OUT_OF_MEMORY)
+    said = str((record or {}).get("error") or last_words(finished))
+    starved = out_of_memory(finished, said)
+    said = starved or said
     return {"status": "oom" if starved else "failed", "exit_code": finished.returncode, "error": said[-500:]}
 
 

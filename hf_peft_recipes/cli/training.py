@@ -1,5 +1,6 @@
 """`train`: one run, in this process or in several."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from hf_peft_recipes import launching
-from hf_peft_recipes.api import resolve_recipe
+from hf_peft_recipes.api import Recipe, resolve_recipe
 from hf_peft_recipes.cli.flags import parse_flags
 from hf_peft_recipes.cli.printing import print_json, print_rich
 from hf_peft_recipes.cli.publishing import HUB, BaseModel, CreatePr, PushBase, Tag, print_outcome
@@ -39,6 +40,15 @@ def train_command(
         bool,
         typer.Option("--fit", help="Where it does not fit, take the cheapest changes that do.", rich_help_panel=RUN),
     ] = False,
+    rehearse: Annotated[
+        bool | None,
+        typer.Option(
+            "--rehearse/--no-rehearse",
+            help="Two steps on the longest rows first, in a process of their own. [default: on a GPU that gets full]",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    longest: Annotated[bool, typer.Option("--longest", hidden=True)] = False,
     exact: Exact = False,
     as_json: AsJson = False,
     num_processes: Annotated[
@@ -108,8 +118,9 @@ def train_command(
         if fitted is not recipe and launching.rank_from_environment() == 0:
             print(f"--fit: {fitted.fitted_by}", file=sys.stderr)
         recipe = fitted
+    _rehearse(recipe, rehearse)
     if num_processes is not None or accelerate_config is not None:
-        words = _without(sys.argv[1:], ("--num_processes", "--accelerate_config"))
+        words = [*_without(sys.argv[1:], ("--num_processes", "--accelerate_config")), "--no-rehearse"]
         on_cpu = bool(recipe.resolved.value("training.use_cpu"))
         raise typer.Exit(
             launching.launch(words, 1 if num_processes is None else num_processes, accelerate_config, on_cpu)
@@ -119,8 +130,8 @@ def train_command(
         print("no --model: the embedded tiny model is trained", file=sys.stderr)
     command = shlex.join(["hf-peft-recipes", *sys.argv[1:]])
     result = recipe.train(
-        output_dir, overwrite=overwrite, resume=resume, dry_run=dry_run, progress=main, command=command,
-        publication=publication,
+        output_dir, overwrite=overwrite, resume=resume, dry_run=dry_run, longest=longest, rehearse=False,
+        progress=main, command=command, publication=publication,
     )  # fmt: skip
     if not main:
         return
@@ -132,6 +143,20 @@ def train_command(
         print(f"dry run: one step of {result.record['recipe']} with loss {losses[0]:.4f}; nothing was written")
         return
     _print_result(result.record, str(result.folder))
+
+
+def _rehearse(recipe: Recipe, wanted: bool | None) -> None:
+    """Rehearse the run where that is wanted, and print what it took beside what was planned."""
+    if "RANK" in os.environ:
+        if wanted:
+            raise UserError("--rehearse under a launcher: start the processes with --num_processes instead")
+        return
+    if wanted:
+        print("rehearsal: two steps on the longest rows", file=sys.stderr)
+    if found := recipe.rehearse(wanted):
+        from hf_peft_recipes.report.plan import rehearsal_lines
+
+        print("\n".join(rehearsal_lines(found.shown())), file=sys.stderr)
 
 
 def _publication(push_to_hub: bool, repo_id: str | None, push_every: str | None, told: dict[str, Any]) -> Any:

@@ -61,6 +61,22 @@ def plan_view(plan: Mapping[str, Any]) -> Any:
     return Group(*parts)
 
 
+def rehearsal_lines(rehearsal: Mapping[str, Any]) -> list[str]:
+    """Return a line a phase, what was measured beside what was planned, and one on what is left.
+
+    Args:
+        rehearsal: as `Rehearsal.shown` returns it.
+    """
+    lines = [f"rehearsal: it fits, seen in {rehearsal['seconds']:.0f} s"]
+    for phase, size in rehearsal["measured"].items():
+        planned = rehearsal["planned"].get(phase)
+        beside = f", planned {_gib(planned)} ({planned / size - 1:+.1%})" if planned else ""
+        lines.append(f"  {phase:<9}{_gib(size)} GiB{beside}")
+    most = rehearsal["reserved_bytes"] or max(rehearsal["measured"].values(), default=0)
+    lines.append(f"  of {_gib(rehearsal['memory_bytes'])} GiB {_gib(rehearsal['memory_bytes'] - most)} were left")
+    return lines
+
+
 def _advice(advice: list[Mapping[str, Any]]) -> Any:
     from rich.table import Table
 
