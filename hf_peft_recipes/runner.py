@@ -23,7 +23,6 @@ from hf_peft_recipes.hub.publishing import push, reserve
 from hf_peft_recipes.hub.request import PushRequest
 from hf_peft_recipes.measure.clock import StepClock
 from hf_peft_recipes.measure.facts import host_facts, installed_versions
-from hf_peft_recipes.measure.memory import release_free_memory
 from hf_peft_recipes.preflight import Examined, RunRequest, clear_run, last_checkpoint
 from hf_peft_recipes.proof import TrainingProof
 from hf_peft_recipes.report.plot import plot_losses
@@ -103,12 +102,13 @@ def _train(
     task = find_task(examples, (recipe.section("evaluation") or {})["task"])
     before = _evaluate(recipe, prepared, examples, task)
     phases.lap("evaluate")
-    release_free_memory()
+    phases.settle()
     trainer.train(resume_from_checkpoint=str(last_checkpoint(folder)) if request.resume else None)
     record["measured"] |= {"peak_memory_bytes": phases.peak_memory_bytes("train"), **clock.result()}
     record["loss_curve"] = [_point(log) for log in trainer.state.log_history if "loss" in log or "eval_loss" in log]
     record["proof"] = proof.result()
     record["data"]["ledger"] = prepared.data.ledger()
+    phases.settle()
     # Before anything else can fail.
     if prepared.world.is_main:
         # Without the autocast that training puts around the forward pass: a client has none.

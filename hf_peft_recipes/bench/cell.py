@@ -13,8 +13,8 @@ from typing import Any
 
 from hf_peft_recipes.api import Recipe, resolve_recipe
 from hf_peft_recipes.bench.figures import figures_of
-from hf_peft_recipes.bench.rows import write_rows
-from hf_peft_recipes.bench.shapes import EMBEDDED, SHAPES, make_model
+from hf_peft_recipes.bench.rows import find_lengths, write_rows
+from hf_peft_recipes.bench.shapes import EMBEDDED, SHAPES, find_shape, make_model
 from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.errors import RecipeError
 from hf_peft_recipes.fresh_process import Finished, last_words, out_of_memory, run_verb
@@ -73,6 +73,14 @@ class Cell:
         }  # fmt: skip
 
 
+def check_cell(cell: Cell) -> None:
+    """Raise a UserError where the cell names a recipe, option, shape or lengths that are not there; makes nothing."""
+    find_lengths(cell.lengths)
+    if cell.shape != EMBEDDED:
+        find_shape(cell.shape)
+    _recipe(cell, Path("model"))
+
+
 def plan_cell(cell: Cell, model: Path) -> dict[str, Any]:
     """Return what the planner says of the cell on this machine: parts, phases, speed, in bytes and tokens a second.
 
@@ -101,29 +109,30 @@ def run_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
     Raises:
         UserError: an unknown recipe or shape.
     """
-    model, rows = make_model(scratch / "models", cell.shape, cell.quantized_files), scratch / "rows"
+    model = make_model(scratch / "models", cell.shape, cell.quantized_files)
     recipe, planned = _recipe(cell, model), plan_cell(cell, model)
     training = recipe.resolved.section("training") or {}
     optimizer = str(training.get("optim"))
-    options = cell.options(model, rows)
+    further: dict[str, Any] = {}
     if optimizer.startswith(_OPTIMIZERS_IN_MANAGED_MEMORY):
         # Their memory is the driver's to move, and no peak of it is counted.
-        options["optim"] = "adamw_torch_fused"
+        further["optim"] = "adamw_torch_fused"
     batch = int(training["per_device_train_batch_size"]) * int(training["gradient_accumulation_steps"])
-    short = 1 if cell.lengths == "full" else 8
-    write_rows(rows / "train.jsonl", batch * (cell.warmup + cell.steps) * short, cell.length, cell.lengths)
-    write_rows(rows / "test.jsonl", max(1, cell.scored), cell.length, cell.lengths, seed=1)
+    number = batch * (cell.warmup + cell.steps) * (1 if cell.lengths == "full" else 8)
     line: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "name": cell.name,
         "cell": {**asdict(cell), "overrides": dict(cell.overrides)},
         "shape": SHAPES.get(cell.shape),
-        "optimizer": {"asked": optimizer, "used": options.get("optim", optimizer)},
+        "optimizer": {"asked": optimizer, "used": further.get("optim", optimizer)},
         "planned": planned,
         "load_average": os.getloadavg()[0],
     }
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        options["output_dir"] = f"{folder}/out"
+        rows = Path(folder) / "rows"
+        write_rows(rows / "train.jsonl", number, cell.length, cell.lengths)
+        write_rows(rows / "test.jsonl", max(1, cell.scored), cell.length, cell.lengths, seed=1)
+        options = cell.options(model, rows) | further | {"output_dir": f"{folder}/out"}
         words = [word for key, value in options.items() for word in (f"--{key}", *_words(value))]
         finished = run_verb("train", cell.recipe, *words)
         record = _record(Path(folder) / "out")

@@ -22,6 +22,17 @@ LENGTHS: dict[str, Callable[[random.Random, int], int]] = {
 """How long rows are: to the last token, all lengths alike, or as answers of people are."""
 
 
+def find_lengths(name: str) -> Callable[[random.Random, int], int]:
+    """Return what draws a length, given the longest one.
+
+    Raises:
+        UserError: an unknown distribution of lengths.
+    """
+    if name not in LENGTHS:
+        raise UserError(f"unknown lengths {name!r}{did_you_mean(name, LENGTHS)} (known: {', '.join(LENGTHS)})")
+    return LENGTHS[name]
+
+
 def write_rows(path: Path, number: int, most: int, lengths: str = "full", seed: int = 0) -> None:
     """Write plain text, a JSON line a row, each of so many tokens with its end token.
 
@@ -35,14 +46,12 @@ def write_rows(path: Path, number: int, most: int, lengths: str = "full", seed: 
     Raises:
         UserError: an unknown distribution of lengths.
     """
-    if lengths not in LENGTHS:
-        raise UserError(f"unknown lengths {lengths!r}{did_you_mean(lengths, LENGTHS)} (known: {', '.join(LENGTHS)})")
-    words, draw = _words(), random.Random(seed)
+    draw_length, words, draw = find_lengths(lengths), _words(), random.Random(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for _ in range(number):
             # A letter begins the row, the end token ends it; words between are a token each.
-            count = max(LENGTHS[lengths](draw, most), 2) - 2
+            count = max(draw_length(draw, most), 2) - 2
             file.write(json.dumps({"text": " ".join(["x", *draw.choices(words, k=count)])}) + "\n")
 
 

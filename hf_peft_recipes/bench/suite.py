@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from hf_peft_recipes.bench.cell import SCHEMA_VERSION, Cell, run_cell
+from hf_peft_recipes.bench.cell import SCHEMA_VERSION, Cell, check_cell, run_cell
+from hf_peft_recipes.bench.shapes import make_model
 from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.measure.facts import commit_of
@@ -53,6 +55,7 @@ def run_cells(
     scratch: Path,
     keep: bool = False,
     busy: bool = False,
+    together: int = 1,
     told: Callable[[Line, bool], None] = lambda line, fresh: None,
 ) -> list[Line]:
     """Run what the file has no result of, and return the lines of all the cells.
@@ -67,25 +70,41 @@ def run_cells(
         scratch: where models and rows are made.
         keep: take results of other code too.
         busy: measure though other processes use the GPU.
+        together: cells that run at the same time, for memory alone: their lines say so, and have no figures of speed.
         told: is called with each line, and whether it was measured now.
 
     Raises:
         UserError: a file that is none of ours, an unknown recipe or shape, a busy GPU.
     """
+    cells = list(cells)
+    for cell in cells:
+        check_cell(cell)
     lines, commit = read_lines(path), commit_of(Path(__file__).parent)
     if not busy:
         require_quiet()
-    found = []
-    for cell in cells:
+    found: list[Line | None] = []
+    missing: list[tuple[int, Cell]] = []
+    for number, cell in enumerate(cells):
         line = next((line for line in lines if _same(line, cell) and (keep or _fresh(line, commit))), None)
-        fresh = line is None
+        found.append(line)
         if line is None:
-            line = run_cell(cell, scratch) | {"commit": commit}
+            missing.append((number, cell))
+            # Before several need it at the same time.
+            make_model(scratch / "models", cell.shape, cell.quantized_files)
+        else:
+            told(line, False)
+
+    def measure(cell: Cell) -> Line:
+        line = run_cell(cell, scratch) | {"commit": commit, "together": together}
+        return line if together == 1 else {**line, "figures": None}
+
+    with ThreadPoolExecutor(together) as pool:
+        for (number, _), line in zip(missing, pool.map(measure, [cell for _, cell in missing]), strict=True):
             lines = [*(other for other in lines if other["name"] != line["name"]), line]
             write_lines(path, lines)
-        told(line, fresh)
-        found.append(line)
-    return found
+            told(line, True)
+            found[number] = line
+    return [line for line in found if line is not None]
 
 
 def require_quiet() -> None:

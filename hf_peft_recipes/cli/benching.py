@@ -50,7 +50,7 @@ def bench_command(
     with tempfile.TemporaryDirectory() as folder:
         lines = run_cells(
             cells, out or Path(folder) / "bench.jsonl", scratch or Path(folder), keep, busy,
-            lambda line, fresh: print(cell_line(line, fresh), file=sys.stderr, flush=True),
+            told=lambda line, fresh: print(cell_line(line, fresh), file=sys.stderr, flush=True),
         )  # fmt: skip
     if as_json:
         print_json(lines)

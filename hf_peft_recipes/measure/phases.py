@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 
 from hf_peft_recipes.measure.energy import read_joules
-from hf_peft_recipes.measure.memory import read_peak, reset_peak
+from hf_peft_recipes.measure.memory import read_peak, release_free_memory, reset_peak
 
 NAMES = ("start", "data", "load", "train", "evaluate", "save", "certify")
 """What a run spends its time on: imports; rows to tokens; model, adapter, trainer; steps; scoring; writing; proof."""
@@ -51,6 +51,11 @@ class Phases:
         self._joules = joules
         reset_peak()
         return seconds
+
+    def settle(self) -> None:
+        """Give back memory that is not used any more, and count the next phase's peak from there."""
+        release_free_memory()
+        reset_peak()
 
     def peak_memory_bytes(self, name: str) -> int | None:
         """Return a phase's peak: allocated on the GPU, else resident in host memory; None where it did not happen."""

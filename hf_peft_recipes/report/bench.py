@@ -15,8 +15,9 @@ def cell_line(line: Mapping[str, Any], fresh: bool) -> str:
     """
     told = f"{line['name']}: {line['status']}"
     if line["status"] == "done":
-        rate, peak = line["figures"]["tokens_per_second"], line["measured"]["peak_memory_bytes"]
-        told += f", {rate:,.0f} tokens/s, {peak / GIB:.2f} GiB while training"
+        told += f", {line['measured']['peak_memory_bytes'] / GIB:.2f} GiB while training"
+        if line["figures"]:
+            told += f", {line['figures']['tokens_per_second']:,.0f} tokens/s"
     elif line.get("error"):
         told += f" ({line['error']})"
     return told if fresh else f"{told} (measured before, at {line['commit']})"
@@ -41,17 +42,23 @@ def bench_table(lines: Sequence[Mapping[str, Any]]) -> Any:
 
 def _figures(line: Mapping[str, Any]) -> list[str]:
     figures, peak = line["figures"], line["measured"]["peak_memory_bytes"]
-    spread = figures["step_seconds_percentiles"]
     planned = line["planned"].get("phases", {}).get("train")
+    return [
+        *(_speed(figures) if figures else ["-"] * 5),
+        f"{peak / GIB:.3f}",
+        f"{planned / GIB:.3f}" if planned else "-",
+        f"{planned / peak - 1:+.1%}" if planned else "-",
+    ]
+
+
+def _speed(figures: Mapping[str, Any]) -> list[str]:
+    spread = figures["step_seconds_percentiles"]
     return [
         f"{figures['tokens_per_second']:,.0f}",
         f"{figures['supervised_tokens_per_second']:,.0f}",
         f"{figures['step_seconds']:.2f} ({spread['10']:.2f} – {spread['90']:.2f})",
         _share(figures["mfu"]),
         _share(figures["hfu"]),
-        f"{peak / GIB:.3f}",
-        f"{planned / GIB:.3f}" if planned else "-",
-        f"{planned / peak - 1:+.1%}" if planned else "-",
     ]
 
 
