@@ -19,12 +19,11 @@ from hf_peft_recipes.device import detect_device, named_device
 from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.plan import AGREEMENT, plan_run
-from hf_peft_recipes.plan.fit import _estimate
 from hf_peft_recipes.plan.job import make_job
 from hf_peft_recipes.plan.memory import plan_memory
 from hf_peft_recipes.plan.optimizers import optimizer_bytes
 from hf_peft_recipes.plan.shapes import ARCHITECTURES, four_bit_bytes, read_shape
-from hf_peft_recipes.plan.step import walk_step
+from hf_peft_recipes.plan.step import walk_step, walk_whole_step
 from hf_peft_recipes.plan.weights import Model
 
 SMALL = {
@@ -216,7 +215,7 @@ def test_the_table_names_parts_phases_and_what_was_assumed(command, folder):
 
 
 def test_the_closed_form_is_instant_and_imports_nothing_heavy(folder):
-    words = ["plan", "qlora", "--model", str(folder(LLAMA_70B)), "--gpu", "H200", "--activation_checkpointing"]
+    words = ["plan", "lora", "--model", str(folder(LLAMA_70B)), "--gpu", "24GiB"]
     code = (
         "import sys, time\n"
         "from hf_peft_recipes.cli.app import app\n"
@@ -267,8 +266,7 @@ def test_the_largest_batch_and_length_fit_and_the_next_do_not(folder):
     recipe = get_recipe("qlora", model="x", device=device)
     plan = plan_run(recipe.resolved, config, "x", device)
     job, shape = make_job(recipe.resolved, config, "x", device), read_shape(config, "x")
-    held = sum(tensor.elements for tensor in shape.tensors() if job.quantizes(tensor))
-    job = replace(job, quantized_elements=held)
+    job = replace(job, quantized_elements=shape.linear_elements())
     for name, step in (("batch", 1), ("length", 64)):
         fixed = {"batch": 1} if name == "length" else {}
         at = plan.limits[name]
@@ -278,11 +276,22 @@ def test_the_largest_batch_and_length_fit_and_the_next_do_not(folder):
 
 @pytest.mark.parametrize("recipe", ["lora", "qlora", "full"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_few_layers_tell_of_many(recipe, checkpointing):
-    job = job_of(recipe, LLAMA_8B, named_device("H200"), activation_checkpointing=checkpointing)
-    shape = read_shape(LLAMA_8B, "x")
-    for phase, size in plan_memory(job, shape).phases.items():
-        assert _estimate(job, shape).phases[phase] == pytest.approx(size, rel=0.01)
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_few_layers_tell_of_many_exactly(recipe, checkpointing, accumulation):
+    qwen2, mixtral = ({**small_config(kind), "num_hidden_layers": 9} for kind in ("qwen2", "mixtral"))
+    cpu = replace(named_device("cpu"), bf16=True)
+    for config, device in [(LLAMA_8B, named_device("H200")), (qwen2, named_device("H200")), (mixtral, cpu)]:
+        options = {"activation_checkpointing": checkpointing, "gradient_accumulation_steps": accumulation}
+        job, shape = job_of(recipe, config, device, **options), read_shape(config, "x")
+        few, whole = walk_step(job, shape), walk_whole_step(job, shape)
+        assert sorted(few.trained) == sorted(whole.trained)
+        assert replace(few, trained=()) == replace(whole, trained=())
+
+
+def test_an_adapter_in_some_layers_only_is_not_taken_to_be_in_all():
+    options = {"target_modules": r".*layers\.[01]\..*q_proj"}
+    job, shape = job_of("lora", LLAMA_8B, named_device("H200"), **options), read_shape(LLAMA_8B, "x")
+    assert len(walk_step(job, shape).trained) == 4
 
 
 @settings(max_examples=30, deadline=None)

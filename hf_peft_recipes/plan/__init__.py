@@ -12,11 +12,12 @@ from typing import Any
 
 from hf_peft_recipes.device import Device
 from hf_peft_recipes.errors import UserError, did_you_mean
-from hf_peft_recipes.plan.fit import Advice, advise, largest
+from hf_peft_recipes.plan.fit import Advice, Estimates, advise, largest
 from hf_peft_recipes.plan.job import Job, make_job
 from hf_peft_recipes.plan.memory import STATIC, Memory, memory_of, plan_memory
 from hf_peft_recipes.plan.profiles import find_profile, measure_cpu
 from hf_peft_recipes.plan.shapes import ARCHITECTURES, Shape, read_shape
+from hf_peft_recipes.plan.sizes import uncollected
 from hf_peft_recipes.plan.step import StepSizes, walk_step
 from hf_peft_recipes.plan.throughput import expect_speed
 from hf_peft_recipes.spec import ResolvedRecipe
@@ -134,12 +135,7 @@ def plan_run(
         _check_known(kind, source)
         return _traced_alone(recipe, job, missing)
     shape = read_shape(config, source)
-    held = sum(tensor.elements for tensor in shape.tensors() if job.quantizes(tensor))
-    job = replace(job, quantized_elements=held)
-    step = walk_step(job, shape)
-    memory = plan_memory(job, shape, step)
-    trained = step.gradient_bytes // (4 if job.adapter else job.item_bytes)
-    total = shape.parameters() + (trained if job.adapter else 0)
+    job = replace(job, quantized_elements=shape.linear_elements())
     traced = None
     if trace:
         from hf_peft_recipes.plan.trace import trace_step
@@ -148,15 +144,22 @@ def plan_run(
         if job.on_cpu and find_profile(device) is None:
             measure_cpu(device)
     profile = find_profile(device)
+    with uncollected():
+        step = walk_step(job, shape)
+        memory, estimates = plan_memory(job, shape, step), Estimates(shape)
+        fits = memory.total_bytes <= device.memory_bytes
+        limits = largest(job, shape, estimates)
+        advice = () if fits else tuple(advise(job, estimates, profile))
     speed = expect_speed(job, shape, step, profile) if profile else None
-    fits = memory.total_bytes <= device.memory_bytes
+    trained = step.gradient_bytes // (4 if job.adapter else job.item_bytes)
+    total = shape.parameters() + (trained if job.adapter else 0)
     return _plan(
         recipe, job, memory, (total, trained), "closed form and trace" if trace else "closed form", traced,
-        _assumptions(job, speed.source if speed else None), largest(job, shape),
+        _assumptions(job, speed.source if speed else None), limits,
         tokens_per_second=speed.tokens_per_second if speed else None,
         bound=speed.bound if speed else None,
         other_share=speed.other_share if speed else None,
-        advice=() if fits else tuple(advise(job, shape, memory, profile)),
+        advice=advice,
     )  # fmt: skip
 
 

@@ -18,6 +18,12 @@ ITEM_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2, 
 DOCUMENTS_A_ROW = 2
 """Where documents are of all lengths up to a row's: half a row on average."""
 
+NOT_WALKED = (
+    "use_dora", "modules_to_save", "trainable_token_indices", "target_parameters", "rank_pattern", "exclude_modules",
+    "layers_to_transform", "layer_replication", "lora_bias", "bias",
+)  # fmt: skip
+"""What of LoRA's options changes sizes and has no closed form."""
+
 SHARDINGS = ("none", "ddp", "fsdp", "zero1", "zero2", "zero3")
 
 
@@ -59,7 +65,7 @@ class Job:
     document_lengths: int
     """How many different lengths packed documents have."""
     quantized_elements: int = 0
-    """Numbers that are held in 4 or 8 bits."""
+    """Numbers that a quantised base holds in 4 or 8 bits."""
 
     @property
     def tokens(self) -> int:
@@ -92,6 +98,12 @@ class Job:
         """Tokens over which the dense mask spans: packed rows at once are one long row."""
         return self.tokens if self.packed else self.length
 
+    @property
+    def tells_layers_apart(self) -> bool:
+        """Whether the adapter may stand in some layers only: its modules are named with numbers."""
+        wanted = (self.adapter or {}).get("target_modules") or ()
+        return any(letter.isdigit() for name in ([wanted] if isinstance(wanted, str) else wanted) for letter in name)
+
     def quantizes(self, tensor: Tensor) -> bool:
         """Return whether the base holds the tensor in 4 or 8 bits: every linear layer but the head."""
         return bool(self.bits) and tensor.linear
@@ -122,8 +134,8 @@ class Job:
             kind = str(self.adapter.get("peft_type")).upper()
             if kind != "LORA":
                 return f"peft_type {kind}"
-            for name in ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters", "rank_pattern"):
-                if self.adapter.get(name):
+            for name in NOT_WALKED:
+                if self.adapter.get(name) not in (None, False, [], {}, "none"):
                     return name
             if self.adapter.get("lora_dropout"):
                 return "lora_dropout"

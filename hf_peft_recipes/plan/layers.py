@@ -26,8 +26,10 @@ def walk_backbone(walk: Walk, model: Model, tokens: int) -> Value:
         def block(x: Value, at: int = layer) -> Value:
             return _layer(walk, model, at, x, cos, sin)
 
+        ledger.mark()
         checkpoints = job.checkpointing and ledger.recording
         hidden = walk.checkpointed(block, hidden) if checkpoints else block(hidden)
+    ledger.mark()
     final = "model.final_layernorm" if shape.traits.norm == "layer" else "model.norm"
     out = _norm(walk, model, final, hidden)
     del mask

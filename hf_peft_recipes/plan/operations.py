@@ -18,7 +18,7 @@ INDEX = 8
 """Bytes of a token id, a position, an index."""
 
 
-@dataclass
+@dataclass(slots=True)
 class LinearSizes:
     """One linear layer with what an adapter adds to it."""
 
@@ -59,7 +59,12 @@ class Walk:
     ) -> Value:
         """Return a new value; `backward` holds on to what is saved, where autograd records."""
         value = Value(self.ledger, elements, itemsize)
-        if self.ledger.recording and any(parent.node is not None for parent in parents):
+        if self.ledger.recording:
+            for parent in parents:
+                if parent.node is not None:
+                    break
+            else:
+                return value
             for kept in saved:
                 if isinstance(kept, Value):
                     kept.storage.move("activations")
@@ -221,17 +226,18 @@ class Walk:
         weight = self._operand(linear.weight)
         itemsize = x.itemsize
         sizes = (x.elements, weight.elements, linear.outputs)
-        needs = [x.node is not None, weight.node is not None, linear.bias is not None and linear.bias.node is not None]
+        bias = None if linear.bias is None else self._operand(linear.bias)
+        needs = [x.node is not None, weight.node is not None, bias is not None and bias.node is not None]
         kept = (x if needs[1] else None, weight if needs[0] else None)
 
         def backward(g: Value, _kept: Any = kept) -> list[Value | None]:
             made = [self.fresh(size, itemsize) if need else None for size, need in zip(sizes, needs, strict=True)]
             return made[:number]
 
-        number = 2 if linear.bias is None else 3
+        number = 2 if bias is None else 3
         parents: list[Value | Weight] = [x, weight]
-        if linear.bias is not None:
-            parents.append(linear.bias)
+        if bias is not None:
+            parents.append(bias)
         return self.make(rows * linear.outputs, itemsize, parents, backward, kept)
 
     def _product_4bit(self, x: Value, linear: LinearSizes, rows: int) -> Value:
