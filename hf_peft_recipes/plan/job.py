@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_peft_recipes.device import Device
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.plan.shapes import Tensor
 from hf_peft_recipes.spec import ResolvedRecipe
+
+# It looks at data, and brings along what reads them.
+if TYPE_CHECKING:
+    from hf_peft_recipes.plan.documents import Documents
 
 ITEM_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2, "float64": 8}
 """Name of a torch dtype to the bytes of an element."""
@@ -64,6 +69,8 @@ class Job:
     """The recipe's training section."""
     document_lengths: int
     """How many different lengths packed documents have."""
+    span: float | None = None
+    """Tokens of the document that a token stands in, on average; None where rows are taken to be full."""
     quantized_elements: int = 0
     """Numbers that a quantised base holds in 4 or 8 bits."""
 
@@ -97,6 +104,11 @@ class Job:
     def attended(self) -> int:
         """Tokens over which the dense mask spans: packed rows at once are one long row."""
         return self.tokens if self.packed else self.length
+
+    @property
+    def attention_span(self) -> float:
+        """Tokens that a token's attention is computed over, on average: its document where no dense mask is needed."""
+        return self.span if self.span is not None and (self.by_document or self.flash) else float(self.length)
 
     @property
     def tells_layers_apart(self) -> bool:
@@ -153,6 +165,7 @@ def make_job(
     device: Device,
     devices: int = 1,
     sharding: str | None = None,
+    documents: Documents | None = None,
 ) -> Job:
     """Return the numbers of a recipe's run.
 
@@ -163,6 +176,7 @@ def make_job(
         device: that it runs on.
         devices: how many of them.
         sharding: one of SHARDINGS; None for `ddp` where there are several devices.
+        documents: of the data, where those were looked at; None takes every row to be full.
 
     Raises:
         UserError: a number of devices below 1, or a sharding that is not known.
@@ -180,6 +194,7 @@ def make_job(
     asked = model.get("dtype")
     length, context = training.get("max_length"), config.get("max_position_embeddings")
     lengths = [number for number in (length, context) if number]
+    row_length = int(min(lengths, default=1024))
     checkpointing = training.get("activation_checkpointing", training.get("gradient_checkpointing"))
     return Job(
         source=source,
@@ -190,13 +205,13 @@ def make_job(
         bits=bits,
         double_quantized=bool(quantization.get("bnb_4bit_use_double_quant")),
         adapter=recipe.section("adapter"),
-        length=int(min(lengths, default=1024)),
+        length=min(row_length, documents.row_length) if documents else row_length,
         batch=int(training.get("per_device_train_batch_size") or 8),
         accumulation=int(training.get("gradient_accumulation_steps") or 1),
         checkpointing=bool(checkpointing),
         optimizer=str(training.get("optim") or "adamw_torch_fused"),
         packed=bool(training.get("packing")),
-        supervised=1.0,
+        supervised=documents.supervised if documents else 1.0,
         device=device,
         speed=recipe.value("speed") != "off",
         devices=devices,
@@ -204,14 +219,20 @@ def make_job(
         attention=model.get("attn_implementation"),
         evaluation=recipe.section("evaluation") or {},
         arguments=training,
-        document_lengths=_document_lengths(recipe, training, int(min(lengths, default=1024))),
+        document_lengths=_document_lengths(recipe, training, row_length, documents),
+        span=documents.span if documents else None,
     )
 
 
-def _document_lengths(recipe: ResolvedRecipe, training: Mapping[str, Any], length: int) -> int:
+def _document_lengths(
+    recipe: ResolvedRecipe, training: Mapping[str, Any], length: int, documents: Documents | None
+) -> int:
     """Return how many lengths of documents a run meets: one where rows are taken to be full, else as many as it can."""
-    if recipe.value("data.dataset") is None:
+    if documents is None and recipe.value("data.dataset") is None:
         return 1
+    known, a_row = length, float(DOCUMENTS_A_ROW)
+    if documents is not None:
+        known, a_row = len(set(documents.lengths)), len(documents.lengths) / documents.row_count
     steps = int(training.get("max_steps") or -1)
-    rows = steps * int(training.get("gradient_accumulation_steps") or 1) * DOCUMENTS_A_ROW
-    return min(length, rows) if steps > 0 else length
+    rows = steps * int(training.get("gradient_accumulation_steps") or 1)
+    return min(known, math.ceil(rows * a_row)) if steps > 0 else known

@@ -41,7 +41,7 @@ def product_flops(job: Job, shape: Shape) -> float:
             named = replace(tensor, name=f"model.layers.{layer}.{tensor.name}")
             if job.adapts(named) and not tensor.stacked:
                 adapters += count * int((job.adapter or {}).get("r") or 8) * (tensor.rows + tensor.columns)
-    attention = 2 * job.length * shape.query_width * shape.layers
+    attention = 2 * job.attention_span * shape.query_width * shape.layers
     weights = layers + head * (job.supervised if job.own_head or job.device.kind == "cuda" else 1.0)
     flops = (4 if job.adapter else 6) * weights + 6 * adapters + 3.5 * attention
     if job.checkpointing:
