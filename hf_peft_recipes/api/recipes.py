@@ -147,20 +147,23 @@ class Recipe:
         if isinstance(device, str):
             device = named_device(device)
         resolved, model = self._for_run(device), self.objects.get("model")
-        section = resolved.section("model") or {}
+        section, stored = resolved.section("model") or {}, None
         if model is not None:
             from hf_peft_recipes.plan.configs import config_values
 
+            config: Mapping[str, Any]
             config, source = config_values(model.config), type(model).__name__
         else:
             from hf_peft_recipes.embedded import MODEL_DIR
-            from hf_peft_recipes.plan.configs import read_config
+            from hf_peft_recipes.plan.configs import read_base
+            from hf_peft_recipes.plan.stored import read_stored
 
             name = section.get("name_or_path")
             source = str(MODEL_DIR) if name is None else str(name)
-            config = read_config(source, section.get("revision"))
+            config, folder = read_base(source, section.get("revision"))
+            stored = read_stored(folder, source)
         documents = self._documents(resolved) if data else None
-        return plan_run(resolved, config, source, device or self.device, devices, sharding, trace, documents)
+        return plan_run(resolved, config, source, device or self.device, devices, sharding, trace, documents, stored)
 
     def _documents(self, resolved: ResolvedRecipe) -> "Documents":
         from hf_peft_recipes.upstream_noise import quiet

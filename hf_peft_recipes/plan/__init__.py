@@ -20,6 +20,7 @@ from hf_peft_recipes.plan.profiles import find_profile, measure_cpu
 from hf_peft_recipes.plan.shapes import ARCHITECTURES, Shape, read_shape
 from hf_peft_recipes.plan.sizes import uncollected
 from hf_peft_recipes.plan.step import StepSizes, walk_step
+from hf_peft_recipes.plan.stored import StoredWeights, as_stored, reconcile
 from hf_peft_recipes.plan.throughput import expect_speed
 from hf_peft_recipes.spec import ResolvedRecipe
 
@@ -122,6 +123,7 @@ def plan_run(
     sharding: str | None = None,
     trace: bool = False,
     documents: Documents | None = None,
+    stored: StoredWeights | None = None,
 ) -> MemoryPlan:
     """Return the plan of a recipe's run.
 
@@ -134,18 +136,20 @@ def plan_run(
         sharding: one of `job.SHARDINGS`; None for `ddp` where there are several devices.
         trace: run the step on the meta device too, and measure this CPU's rates where the plan is for it.
         documents: of the data, as `documents.look_at_documents` returns them; None for a plan without them.
+        stored: what the base's files hold, None where they are not at hand.
 
     Raises:
         UserError: an architecture that transformers does not have, or numbers that make no plan.
     """
-    job = make_job(recipe, config, source, device, devices, sharding, documents)
+    dtype = stored.dtype if stored else None
+    job = make_job(recipe, as_stored(config, stored), source, device, devices, sharding, documents, dtype)
     kind = str(config.get("model_type"))
     missing = f"architecture {kind!r}" if kind not in ARCHITECTURES else job.closed_form_misses()
     if missing:
         _check_known(kind, source)
         return _traced_alone(recipe, job, missing, documents)
-    shape = read_shape(config, source)
-    job = replace(job, quantized_elements=shape.linear_elements())
+    shape = read_shape(job.config, source)
+    job, told = reconcile(replace(job, quantized_elements=shape.linear_elements()), shape, config, stored)
     traced = None
     if trace:
         from hf_peft_recipes.plan.trace import trace_step
@@ -162,10 +166,10 @@ def plan_run(
         advice = () if fits else tuple(advise(job, estimates, profile))
     speed = expect_speed(job, shape, step, profile) if profile else None
     trained = step.gradient_bytes // (4 if job.adapter else job.item_bytes)
-    total = shape.parameters() + (trained if job.adapter else 0)
+    total = shape.parameters() + job.extra_elements + (trained if job.adapter else 0)
     return _plan(
         recipe, job, memory, (total, trained), "closed form and trace" if trace else "closed form", traced,
-        _assumptions(job, speed.source if speed else None, documents), limits, documents,
+        (*told, *_assumptions(job, speed.source if speed else None, documents)), limits, documents,
         tokens_per_second=speed.tokens_per_second if speed else None,
         bound=speed.bound if speed else None,
         other_share=speed.other_share if speed else None,

@@ -171,7 +171,7 @@ def _changes(job: Job) -> Iterator[Change]:
                 return replace(j, evaluation={**j.evaluation, "batch_size": rows})
 
             yield Change(f"{rows} answers at a time", (("evaluation.batch_size", rows),), fewer)
-    if job.adapter and not job.bits:
+    if job.adapter and not job.bits and not job.prequantized:
         settings = (
             ("quantization.load_in_4bit", True),
             ("quantization.bnb_4bit_quant_type", "nf4"),

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_peft_recipes.device import Device
 from hf_peft_recipes.errors import UserError
-from hf_peft_recipes.plan.shapes import Tensor
+from hf_peft_recipes.plan.configs import read_quantization
+from hf_peft_recipes.plan.shapes import Tensor, four_bit_bytes
 from hf_peft_recipes.spec import ResolvedRecipe
 
 # It looks at data, and brings along what reads them.
@@ -71,6 +72,12 @@ class Job:
     """How many different lengths packed documents have."""
     span: float | None = None
     """Tokens of the document that a token stands in, on average; None where rows are taken to be full."""
+    prequantized: bool = False
+    """Whether the files are quantised already, so that loading makes nothing whole."""
+    extra_elements: int = 0
+    """Numbers in the files that the config does not tell of; below 0 where it tells of more."""
+    weight_bytes: int | None = None
+    """What the base takes, where the files know it and the config does not."""
     quantized_elements: int = 0
     """Numbers that a quantised base holds in 4 or 8 bits."""
 
@@ -115,6 +122,10 @@ class Job:
         """Whether the adapter may stand in some layers only: its modules are named with numbers."""
         wanted = (self.adapter or {}).get("target_modules") or ()
         return any(letter.isdigit() for name in ([wanted] if isinstance(wanted, str) else wanted) for letter in name)
+
+    def quantized_bytes(self, elements: int) -> int:
+        """Return what numbers take in the base's 4 or 8 bits."""
+        return four_bit_bytes(elements, self.double_quantized) if self.bits == 4 else elements
 
     def quantizes(self, tensor: Tensor) -> bool:
         """Return whether the base holds the tensor in 4 or 8 bits: every linear layer but the head."""
@@ -166,6 +177,7 @@ def make_job(
     devices: int = 1,
     sharding: str | None = None,
     documents: Documents | None = None,
+    stored: str | None = None,
 ) -> Job:
     """Return the numbers of a recipe's run.
 
@@ -177,6 +189,7 @@ def make_job(
         devices: how many of them.
         sharding: one of SHARDINGS; None for `ddp` where there are several devices.
         documents: of the data, where those were looked at; None takes every row to be full.
+        stored: type that the base's files hold, None where it is as the config says.
 
     Raises:
         UserError: a number of devices below 1, or a sharding that is not known.
@@ -189,7 +202,10 @@ def make_job(
     training, model = recipe.section("training") or {}, recipe.section("model") or {}
     quantization = recipe.section("quantization") or {}
     bits = 4 if quantization.get("load_in_4bit") else 8 if quantization.get("load_in_8bit") else 0
-    stored = ITEM_BYTES.get(str(config.get("dtype") or config.get("torch_dtype")), 4)
+    double = bool(quantization.get("bnb_4bit_use_double_quant"))
+    if prequantized := read_quantization(config):
+        bits, double = prequantized.bits, prequantized.double
+    stated = ITEM_BYTES.get(str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch."), 4)
     autocast = 2 if training.get("bf16") or training.get("fp16") else None
     asked = model.get("dtype")
     length, context = training.get("max_length"), config.get("max_position_embeddings")
@@ -199,11 +215,12 @@ def make_job(
     return Job(
         source=source,
         config=config,
-        item_bytes=stored if asked in (None, "auto") else ITEM_BYTES.get(str(asked).removeprefix("torch."), 4),
-        stored_item_bytes=stored,
+        item_bytes=stated if asked in (None, "auto") else ITEM_BYTES.get(str(asked).removeprefix("torch."), 4),
+        stored_item_bytes=ITEM_BYTES.get(str(stored), stated),
         autocast_bytes=autocast,
         bits=bits,
-        double_quantized=bool(quantization.get("bnb_4bit_use_double_quant")),
+        double_quantized=double,
+        prequantized=prequantized is not None,
         adapter=recipe.section("adapter"),
         length=min(row_length, documents.row_length) if documents else row_length,
         batch=int(training.get("per_device_train_batch_size") or 8),

@@ -122,7 +122,7 @@ def _constants(job: Job) -> Counter[str]:
         workspace = GPU_WORKSPACE_BYTES * (4 if hopper else 1)
         return Counter(libraries=GPU_CONTEXT_BYTES, workspace=workspace)
     constants = Counter(libraries=HOST_LIBRARIES_BYTES)
-    if job.bits and job.stored_item_bytes == job.item_bytes:
+    if job.bits and not job.prequantized and job.stored_item_bytes == job.item_bytes:
         # What is not quantised is a view of the file, which keeps all of the file's pages that were read.
         constants["mapped_files"] = job.quantized_elements * job.stored_item_bytes
     if job.by_document and job.autocast_bytes:
@@ -132,6 +132,8 @@ def _constants(job: Job) -> Counter[str]:
 
 def _loading_bytes(job: Job, step: StepSizes) -> int:
     """Return what loading takes beyond the weights that stay."""
+    if job.prequantized:
+        return 0
     if job.bits:
         # One weight whole in its own precision, and what quantising makes of it in float32.
         return step.largest_quantized * (job.stored_item_bytes + 4)

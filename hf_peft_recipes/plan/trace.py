@@ -78,7 +78,8 @@ def build(job: Job) -> Any:
     Raises:
         UserError: as `trace_step` raises it.
     """
-    config_values = dict(job.config)
+    # What is quantised is put in its place here, without weights.
+    config_values = {key: value for key, value in job.config.items() if key != "quantization_config"}
     kind = str(config_values.pop("model_type", None))
     if kind not in CONFIG_MAPPING:
         raise UserError(

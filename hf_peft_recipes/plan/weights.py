@@ -6,7 +6,7 @@ from collections import Counter
 
 from hf_peft_recipes.plan.job import Job
 from hf_peft_recipes.plan.operations import LinearSizes
-from hf_peft_recipes.plan.shapes import Shape, Tensor, four_bit_bytes
+from hf_peft_recipes.plan.shapes import Shape, Tensor
 from hf_peft_recipes.plan.sizes import FLOAT32, Weight
 
 
@@ -37,6 +37,10 @@ class Model:
             weight = self.weights[tensor.name]
             linear = LinearSizes(tensor.columns, tensor.rows, weight, None, job.quantizes(tensor), lora)
             self.linears[module] = linear
+        if job.extra_elements:
+            self.bytes["weights"] += job.extra_elements * job.item_bytes
+        if job.weight_bytes is not None:
+            self.bytes["weights"], self.bytes["weights_quantized"] = 0, job.weight_bytes
         for name, weight in self.weights.items():
             if name.endswith(".bias") and name.removesuffix(".bias") in self.linears:
                 self.linears[name.removesuffix(".bias")].bias = weight
@@ -47,8 +51,7 @@ class Model:
     def _hold(self, tensor: Tensor) -> None:
         job = self.job
         if job.quantizes(tensor):
-            size = four_bit_bytes(tensor.elements, job.double_quantized) if job.bits == 4 else tensor.elements
-            self.bytes["weights_quantized"] += size
+            self.bytes["weights_quantized"] += job.quantized_bytes(tensor.elements)
             self.weights[tensor.name] = Weight(tensor.elements, job.item_bytes, False)
             return
         self.bytes["weights"] += tensor.elements * job.item_bytes
