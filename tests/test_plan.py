@@ -333,7 +333,9 @@ def test_a_config_that_cannot_be_planned_is_one_line(command, folder, config, me
     ("words", "message"),
     [
         (["--gpu", "H10"], "unknown device 'H10'; did you mean 'h100'"),
+        (["--gpu", "0GiB"], "device '0GiB' has no memory"),
         (["--gpus", "0"], "--gpus 0: at least 1 is needed"),
+        (["--gpus", "-1"], "--gpus -1: at least 1 is needed"),
         (["--gpus", "2", "--sharding", "fdsp"], "unknown sharding 'fdsp'"),
         (["--model", "./nowhere"], "no such folder"),
         (["--model", "nobody/no-such-model"], "not in the cache, and the Hub cannot be reached"),

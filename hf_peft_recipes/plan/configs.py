@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,9 +100,22 @@ def _from_hub(name: str, revision: str | None) -> Path:
         # What was fetched once is at hand at once, and without a network.
         if isinstance(cached := try_to_load_from_cache(name, "config.json", revision=revision), str):
             return Path(cached)
-        return Path(hf_hub_download(name, "config.json", revision=revision))
+        with _in_silence("huggingface_hub"):
+            return Path(hf_hub_download(name, "config.json", revision=revision))
     except tuple(why) as error:
         reason = next(text for kind, text in why.items() if isinstance(error, kind))
         raise UserError(f"model {name!r}: {reason}") from None
     except OSError as error:
         raise UserError(f"model {name!r}: the Hub cannot be reached ({type(error).__name__})") from None
+
+
+@contextmanager
+def _in_silence(name: str) -> Iterator[None]:
+    """Let a library say nothing while it tries again: what came of it is told in one line."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
