@@ -116,6 +116,33 @@ def test_the_two_ways_agree_under_other_settings(overrides):
     assert walked.peak_bytes == pytest.approx(traced.peak_bytes, rel=AGREEMENT)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"lora_dropout": 0.1},
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["lm_head", "embed_tokens"], "lora_dropout": 0.1},
+        {"use_dora": True},
+        {"load_in_8bit": True},
+        {"load_in_8bit": True, "lora_dropout": 0.1, "modules_to_save": ["embed_tokens"]},
+    ],
+)
+@pytest.mark.parametrize("kind", ["cpu", "H100"])
+def test_the_two_ways_agree_for_other_methods(overrides, kind):
+    from hf_peft_recipes.plan.trace import trace_step
+
+    config, device = small_config("llama"), replace(named_device(kind), bf16=True)
+    for checkpointing in (False, True):
+        job = job_of("lora", config, device, activation_checkpointing=checkpointing, **overrides)
+        assert not job.closed_form_misses()
+        walked, traced = walk_step(job, read_shape(config, "x")), trace_step(job)
+        weights = sum(walked.parts[part] for part in ("weights", "weights_quantized", "adapters"))
+        assert abs(weights - traced.weight_bytes) < 1024
+        assert sum(walked.trained) == traced.trainable
+        moving = walked.peak_bytes - weights, traced.peak_bytes - traced.weight_bytes
+        assert moving[0] == pytest.approx(moving[1], rel=AGREEMENT), checkpointing
+
+
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_parameters_are_counted_exactly(kind):
     import torch
@@ -150,6 +177,23 @@ def test_a_quantised_base_with_adapter_is_counted_exactly():
     config = json.loads((MODEL_DIR / "config.json").read_text())
     job = job_of("qlora", config, named_device("H100"))
     assert dict(Model(job, read_shape(config, "x")).bytes) == found
+
+
+def test_a_base_in_8_bits_is_counted_exactly():
+    from transformers import AutoModelForCausalLM
+
+    from hf_peft_recipes.models import load_base
+
+    recipe = get_recipe("lora", device="H100", load_in_8bit=True)
+    model = load_base(AutoModelForCausalLM, recipe.resolved.section("model"), recipe.resolved.section("quantization"))
+    found = {"weights": 0, "weights_quantized": 0}
+    for parameter in model.parameters():
+        rows = getattr(parameter, "SCB", None)
+        found["weights" if rows is None else "weights_quantized"] += parameter.numel() * parameter.element_size()
+        found["weights_quantized"] += 0 if rows is None else rows.numel() * rows.element_size()
+    config = json.loads((MODEL_DIR / "config.json").read_text())
+    counted = Model(job_of("lora", config, named_device("H100"), load_in_8bit=True), read_shape(config, "x")).bytes
+    assert {part: counted[part] for part in found} == found
 
 
 def test_four_bits_cost_what_the_paper_says():
@@ -280,8 +324,11 @@ def test_the_largest_batch_and_length_fit_and_the_next_do_not(folder):
 def test_few_layers_tell_of_many_exactly(recipe, checkpointing, accumulation):
     qwen2, mixtral = ({**small_config(kind), "num_hidden_layers": 9} for kind in ("qwen2", "mixtral"))
     cpu = replace(named_device("cpu"), bf16=True)
-    for config, device in [(LLAMA_8B, named_device("H200")), (qwen2, named_device("H200")), (mixtral, cpu)]:
-        options = {"activation_checkpointing": checkpointing, "gradient_accumulation_steps": accumulation}
+    cases = [(LLAMA_8B, named_device("H200"), {}), (qwen2, named_device("H200"), {}), (mixtral, cpu, {})]
+    if recipe == "lora":
+        cases += [(qwen2, cpu, {"use_dora": True}), (qwen2, cpu, {"load_in_8bit": True})]
+    for config, device, others in cases:
+        options = {"activation_checkpointing": checkpointing, "gradient_accumulation_steps": accumulation, **others}
         job, shape = job_of(recipe, config, device, **options), read_shape(config, "x")
         few, whole = walk_step(job, shape), walk_whole_step(job, shape)
         assert sorted(few.trained) == sorted(whole.trained)
@@ -399,7 +446,7 @@ def test_an_architecture_without_a_closed_form_is_traced(folder):
 
 def test_a_method_without_a_closed_form_is_traced(folder):
     path = str(folder(small_config("llama")))
-    plan = get_recipe("lora", model=path, device="H100", max_length=128, use_dora=True).plan()
+    plan = get_recipe("lora", model=path, device="H100", max_length=128, use_dora=True, lora_dropout=0.1).plan()
     plain = get_recipe("lora", model=path, device="H100", max_length=128).plan()
     assert plan.way == "trace" and plan.trainable > plain.trainable
 

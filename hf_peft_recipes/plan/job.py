@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hf_peft_recipes.device import Device
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.plan.configs import read_quantization
-from hf_peft_recipes.plan.shapes import Tensor, four_bit_bytes
+from hf_peft_recipes.plan.shapes import ARCHITECTURES, Tensor, four_bit_bytes
 from hf_peft_recipes.spec import ResolvedRecipe
 
 # It looks at data, and brings along what reads them.
@@ -25,7 +25,7 @@ DOCUMENTS_A_ROW = 2
 """Where documents are of all lengths up to a row's: half a row on average."""
 
 NOT_WALKED = (
-    "use_dora", "modules_to_save", "trainable_token_indices", "target_parameters", "rank_pattern", "exclude_modules",
+    "trainable_token_indices", "target_parameters", "rank_pattern", "exclude_modules",
     "layers_to_transform", "layer_replication", "lora_bias", "bias",
 )  # fmt: skip
 """What of LoRA's options changes sizes and has no closed form."""
@@ -105,7 +105,8 @@ class Job:
     def own_head(self) -> bool:
         """Whether our loss head serves: a frozen head whose logits are not changed."""
         plain = self.config.get("final_logit_softcapping") is None and not self.config.get("output_router_logits")
-        return self.on_cpu and self.speed and self.adapter is not None and plain and self.config["model_type"] != "phi"
+        frozen = self.adapter is not None and "lm_head" not in (self.adapter.get("modules_to_save") or ())
+        return self.on_cpu and self.speed and frozen and plain and self.config["model_type"] != "phi"
 
     @property
     def attended(self) -> int:
@@ -123,9 +124,11 @@ class Job:
         wanted = (self.adapter or {}).get("target_modules") or ()
         return any(letter.isdigit() for name in ([wanted] if isinstance(wanted, str) else wanted) for letter in name)
 
-    def quantized_bytes(self, elements: int) -> int:
-        """Return what numbers take in the base's 4 or 8 bits."""
-        return four_bit_bytes(elements, self.double_quantized) if self.bits == 4 else elements
+    def quantized_bytes(self, tensor: Tensor) -> int:
+        """Return what a weight takes in the base's 4 or 8 bits: in 8, a byte an element and a float32 a row."""
+        if self.bits == 4:
+            return four_bit_bytes(tensor.elements, self.double_quantized)
+        return tensor.elements + 4 * tensor.rows
 
     def quantizes(self, tensor: Tensor) -> bool:
         """Return whether the base holds the tensor in 4 or 8 bits: every linear layer but the head."""
@@ -152,7 +155,7 @@ class Job:
         return any(module == name or module.endswith(f".{name}") for name in wanted)
 
     def closed_form_misses(self) -> str:
-        """Return what of the job has no closed form; empty when all has."""
+        """Return what of the job has no closed form, for an architecture that has one; empty when all has."""
         if self.adapter:
             kind = str(self.adapter.get("peft_type")).upper()
             if kind != "LORA":
@@ -160,10 +163,16 @@ class Job:
             for name in NOT_WALKED:
                 if self.adapter.get(name) not in (None, False, [], {}, "none"):
                     return name
-            if self.adapter.get("lora_dropout"):
-                return "lora_dropout"
-        if self.bits == 8:
-            return "8-bit base"
+            if others := set(self.adapter.get("modules_to_save") or ()) - {"lm_head", "embed_tokens"}:
+                return f"modules_to_save {min(others)!r}"
+            stacked = ARCHITECTURES[str(self.config["model_type"])].experts
+            for name in ("use_dora", "lora_dropout"):
+                if stacked and self.adapter.get(name):
+                    return f"{name} on experts"
+            if self.adapter.get("use_dora") and (self.bits or self.adapter.get("lora_dropout")):
+                return "use_dora on a quantised base" if self.bits else "use_dora with lora_dropout"
+        if self.bits == 8 and self.item_bytes != 2:
+            return "a base in 8 bits beside float32"
         if self.arguments.get("use_liger_kernel"):
             return "use_liger_kernel"
         return ""

@@ -27,8 +27,16 @@ class LinearSizes:
     weight: Any
     """A `Weight`, or the value that was made of one."""
     bias: Weight | None = None
-    quantized: bool = False
+    bits: int = 0
+    """4 or 8 where the weight is quantised."""
     lora: tuple[Weight, Weight] | None = None
+    dropout: bool = False
+    magnitude: Weight | None = None
+    """DoRA's."""
+
+    def added(self) -> list[Weight]:
+        """Return what the adapter has of its own."""
+        return [*(self.lora or ()), *([] if self.magnitude is None else [self.magnitude])]
 
 
 class Walk:
@@ -220,8 +228,10 @@ class Walk:
     def product(self, x: Value, linear: LinearSizes) -> Value:
         """Return `x` times a weight, in autocast's precision."""
         rows = x.elements // linear.inputs
+        if linear.bits == 8:
+            return self._product_8bit(x, linear, rows)
         x = self.cast(x, self.autocast) if self.autocast else x
-        if linear.quantized:
+        if linear.bits == 4:
             return self._product_4bit(x, linear, rows)
         weight = self._operand(linear.weight)
         itemsize = x.itemsize
@@ -253,6 +263,48 @@ class Walk:
 
         return self.make(rows * linear.outputs, itemsize, [x], backward)
 
+    def _product_8bit(self, x: Value, linear: LinearSizes, rows: int) -> Value:
+        """Return the product of bitsandbytes' `MatMul8bitLt`, on a CPU `MatMul8bitFp`; both keep `x` to the end."""
+        whole, elements, itemsize = linear.inputs * linear.outputs, x.elements, x.itemsize
+        made_bytes = itemsize
+        if self.kind == "cuda":
+            # A float16 copy of x, then x in bytes and the product in whole numbers; columns of outliers are few.
+            self.ledger.spike("workspace", elements * 3)
+            with self.ledger.making("workspace"):
+                held = [self.fresh(elements, 1), self.fresh(rows * linear.outputs, FLOAT32)]
+        else:
+            made_bytes = self.autocast or itemsize
+            with self.ledger.making("dequantization"):
+                held = [self.fresh(whole, itemsize)]
+                if made_bytes != itemsize:
+                    held += [self.fresh(elements, made_bytes), self.fresh(whole, made_bytes)]
+
+        def backward(g: Value) -> list[Value | None]:
+            g = self.cast(g, itemsize)
+            with self.ledger.making("dequantization"):
+                weight = self.fresh(whole, itemsize)
+            made = self.fresh(elements, itemsize)
+            del weight
+            return [made]
+
+        out = self.make(rows * linear.outputs, made_bytes, [x], backward)
+        del held
+        if out.node is not None:
+            out.node.keep([x])
+        elif self.ledger.pinned is not None:
+            self.ledger.pinned.append(x)
+        return out
+
+    def dropout(self, x: Value) -> Value:
+        """Return `x` with some of it zeroed: a GPU keeps a byte an element, elsewhere the factors are kept whole."""
+        elements, itemsize = x.elements, x.itemsize
+        kept = self.fresh(elements, 1 if self.kind == "cuda" else itemsize)
+
+        def backward(_: Value, _kept: Value = kept) -> list[Value | None]:
+            return [self.fresh(elements, itemsize)]
+
+        return self.make(elements, itemsize, [x], backward, [kept])
+
     def _operand(self, weight: Value | Weight) -> Value | Weight:
         if self.autocast is None or weight.itemsize == self.autocast:
             return weight
@@ -270,21 +322,48 @@ class Walk:
         if linear.lora is None:
             return result
         itemsize = result.itemsize
-        if linear.quantized:
+        if linear.bits == 4:
             result = self.unary(result)  # peft clones it
         # peft/tuners/lora/bnb.py asks for the GPU's autocast; elsewhere x goes to the adapter's precision.
-        if not (linear.quantized and self.kind == "cuda" and self.autocast):
+        if not (linear.bits and self.kind == "cuda" and self.autocast):
             x = self.cast(x, linear.lora[0].itemsize)
+        if linear.magnitude is not None:
+            return self.cast(self.add(result, self._scaled_by_magnitude(x, result, linear)), itemsize)
+        wide = self._low_rank(self.dropout(x) if linear.dropout else x, linear)
+        scaled = self.unary(wide)
+        del wide
+        if linear.bits:
+            scaled = self.cast(scaled, itemsize)
+        return self.cast(self.add(result, scaled), itemsize)
+
+    def _low_rank(self, x: Value, linear: LinearSizes) -> Value:
+        assert linear.lora is not None
         down, up = linear.lora
         rank = down.elements // linear.inputs
         low = self.product(x, LinearSizes(linear.inputs, rank, down))
-        wide = self.product(low, LinearSizes(rank, linear.outputs, up))
-        del low
-        scaled = self.unary(wide)
-        del wide
-        if linear.quantized:
-            scaled = self.cast(scaled, itemsize)
-        return self.cast(self.add(result, scaled), itemsize)
+        return self.product(low, LinearSizes(rank, linear.outputs, up))
+
+    def _scaled_by_magnitude(self, x: Value, result: Value, linear: LinearSizes) -> Value:
+        """Return what DoRA adds to the result: `DoraLinearLayer.forward` of `peft/tuners/lora/dora.py`."""
+        assert linear.magnitude is not None
+        whole = linear.inputs * linear.outputs
+        # The adapter's product by way of a unit matrix, which keeps its way back until the function ends.
+        unit = self.fresh(linear.inputs**2, FLOAT32)
+        added = self._low_rank(unit, linear)
+        del unit
+        added = self.cast(added, x.itemsize)
+        weight = self.cast(linear.weight, x.itemsize)
+        scaled = self.fresh(whole, x.itemsize)
+        total = self.fresh(whole, x.itemsize)
+        del scaled
+        norm = self.fresh(linear.outputs, x.itemsize)
+        del total
+        scale = self.mul(linear.magnitude, norm)
+        low = self._low_rank(x, linear)
+        from_base = self.mul(self.unary(scale), result)
+        out = self.add(from_base, self.unary(self.mul(scale, low)))
+        del added, weight, low, from_base
+        return out
 
     def attend(self, q: Value, k: Value, v: Value, heads: int, copies: bool, score_bytes: int = 0) -> Value:
         """Return the attention's output from a kernel that keeps no scores, only a sum a query and head.
@@ -318,10 +397,13 @@ class Walk:
     def checkpointed(self, block: Callable[[Value], Value], x: Value) -> Value:
         """Return the block's output, all that it saves made anew on the way back (Chen et al. 2016, arXiv:1604.06174).
 
-        `torch.utils.checkpoint` without re-entry: only the block's input is kept.
+        `torch.utils.checkpoint` without re-entry: only the block's input is kept, and what
+        a context holds as its attribute, which checkpointing does not see.
         """
         with self.ledger.not_recording():
+            self.ledger.pinned = []
             out = block(x)
+            pinned, self.ledger.pinned = self.ledger.pinned, None
 
         def backward(g: Value, _kept: Value = x) -> list[Value | None]:
             leaf = Node(self.ledger, [], None)
@@ -334,6 +416,7 @@ class Walk:
 
         # A block is trained through even where its input asks for no gradient.
         out.node = Node(self.ledger, [x], backward)
+        out.node.keep(pinned)
         x.storage.move("activations")
         return out
 

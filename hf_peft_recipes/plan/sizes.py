@@ -38,6 +38,8 @@ class Stage:
     start_made_bytes: int
     peak_bytes: int = 0
     peak_parts: dict[str, int] = field(default_factory=dict)
+    kept_bytes: int = 0
+    """What nodes hold that let go of it only when the way back is over."""
 
 
 class Ledger:
@@ -52,6 +54,8 @@ class Ledger:
         """What is made now counts as this."""
         self.recording = True
         """Whether autograd records: not within a checkpointed block's first pass, nor in evaluation."""
+        self.pinned: list[Value] | None = None
+        """What contexts hold on to in a checkpointed block's first pass, where nothing else is kept."""
         self.numbers = 0
         """Of operations so far."""
         self.stages = [Stage({}, 0)]
@@ -133,10 +137,10 @@ class Ledger:
 class Storage:
     """Memory that one or more values look at."""
 
-    __slots__ = ("ledger", "part", "size_bytes")
+    __slots__ = ("is_kept", "ledger", "part", "size_bytes")
 
     def __init__(self, ledger: Ledger, size_bytes: int) -> None:
-        self.ledger, self.size_bytes = ledger, size_bytes
+        self.ledger, self.size_bytes, self.is_kept = ledger, size_bytes, False
         self.part = part = ledger.part
         ledger.made_bytes += size_bytes
         # `Ledger.add`, and below `Ledger.remove`, without the call: a plan makes ten thousands of these.
@@ -166,13 +170,23 @@ Backward = Callable[["Value"], Sequence["Value | None"]]
 class Node:
     """One operation on the way back: it lets go of what it saved once it has run."""
 
-    __slots__ = ("backward", "number", "parents")
+    __slots__ = ("backward", "kept", "number", "parents")
 
     def __init__(self, ledger: Ledger, parents: Sequence[Value | Weight], backward: Backward | None) -> None:
         ledger.numbers += 1
         self.number = ledger.numbers
         self.parents = [parent.node for parent in parents]
         self.backward = backward
+        self.kept: Sequence[Value] = ()
+
+    def keep(self, values: Sequence[Value]) -> None:
+        """Hold on to values as an attribute of a `Function`'s context does: longer than what is saved for backward."""
+        self.kept = values
+        for storage in (value.storage for value in values):
+            storage.move("activations")
+            if not storage.is_kept:
+                storage.is_kept = True
+                storage.ledger.stages[-1].kept_bytes += storage.size_bytes
 
     def receive(self, gradient: Value) -> bool:
         """Return whether the gradient ends here, as it does at a weight."""

@@ -93,8 +93,9 @@ def _repeated(job: Job, shape: Shape) -> StepSizes:
     before, forward, head, turn, back, below = stages[0], stages[1:4], stages[4], stages[5], stages[6:9], stages[9:]
     kept, returned = _between(forward[1], forward[2]), _between(back[1], back[2])
     # Less than was kept when the way forward ended: autocast's casts go before the way back begins.
-    saved = _less(gradients, returned)
-    forth, reached, left = _sum(held, kept), _sum(held, saved), _sum(held, gradients)
+    saved = _sum(_less(gradients, returned), {"activations": forward[1].kept_bytes})
+    forth, reached = _sum(held, kept), _sum(held, saved)
+    left = _sum(reached, returned)
     candidates = [
         (before, held), (forward[0], held), (forward[2], forth), (head, forth), (turn, reached), (back[0], reached),
         (back[1], reached), (back[1], left), (back[2], left), *((stage, left) for stage in below),
@@ -153,7 +154,7 @@ def _walk(job: Job, shape: Shape) -> tuple[StepSizes, Ledger]:
         saved,
         saved,
         ledger.made_bytes - before,
-        max((linear.inputs * linear.outputs for linear in model.linears.values() if linear.quantized), default=0),
+        max((linear.inputs * linear.outputs for linear in model.linears.values() if linear.bits), default=0),
         model.gradient_bytes,
         max(layer, shape.vocabulary * shape.hidden),
         tuple(model.trained),
@@ -185,8 +186,8 @@ def walk_evaluation(job: Job, shape: Shape, tokens: int, scored: int) -> int:
 
 
 def _trained_weights(model: Model) -> list[Weight]:
-    loras = [weight for linear in model.linears.values() for weight in linear.lora or ()]
-    return [*(weight for weight in model.weights.values() if weight.node is not None), *loras]
+    added = [weight for linear in model.linears.values() for weight in linear.added()]
+    return [*(weight for weight in model.weights.values() if weight.node is not None), *added]
 
 
 def _forward_backward(walk: Walk, model: Model) -> int:

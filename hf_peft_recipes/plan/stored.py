@@ -113,7 +113,7 @@ def reconcile(job: Job, shape: Shape, config: Mapping[str, Any], stored: StoredW
     if stored is not None:
         item_bytes = ITEM_BYTES.get(str(stored.dtype), job.item_bytes)
         expected = sum(
-            job.quantized_bytes(tensor.elements) if job.quantizes(tensor) else tensor.elements * item_bytes
+            job.quantized_bytes(tensor) if job.quantizes(tensor) else tensor.elements * item_bytes
             for tensor in shape.tensors()
         )
         if abs(stored.total_bytes - expected) > OFF * expected:

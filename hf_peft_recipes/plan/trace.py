@@ -219,6 +219,8 @@ def _stand_ins(job: Job) -> Iterator[None]:
         # Torch knows the sizes of grouped products in bfloat16 only.
         patches.append(mock.patch.object(moe, "_can_use_grouped_mm", lambda *_: False))
     if cuda:
+        # Torch's own kernel for GPUs keeps a mask of bytes; the meta device would take the CPU's way.
+        patches.append(mock.patch.object(functional, "dropout", _dropout))
         # Triton works in place on a tile.
         patches += [
             mock.patch.object(chunked_logprob, "_use_triton", lambda _: True),
@@ -231,6 +233,10 @@ def _stand_ins(job: Job) -> Iterator[None]:
         for patch in patches:
             stack.enter_context(patch)
         yield
+
+
+def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    return torch.native_dropout(x, p, True)[0] if training and p else x
 
 
 class _Product4Bit(torch.autograd.Function):
@@ -247,38 +253,81 @@ class _Product4Bit(torch.autograd.Function):
         return gradient @ torch.empty(ctx.sizes, dtype=gradient.dtype, device=gradient.device), None, None
 
 
+class _Product8Bit(torch.autograd.Function):
+    """The sizes of bitsandbytes' product with a weight in 8 bits, whose input is an attribute of the context."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, rows: int, columns: int, on_gpu: bool) -> torch.Tensor:
+        ctx.sizes, ctx.x = (rows, columns), x
+        if not on_gpu:
+            return x @ torch.empty((rows, columns), dtype=x.dtype, device=x.device).T
+        half = torch.empty_like(x, dtype=torch.float16)
+        whole = torch.empty_like(half, dtype=torch.int8)
+        del half
+        products = torch.empty((*x.shape[:-1], rows), dtype=torch.int32, device=x.device)
+        out = torch.empty_like(products, dtype=x.dtype)
+        del whole
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        gradient = gradient.to(ctx.x.dtype)
+        made = gradient @ torch.empty(ctx.sizes, dtype=ctx.x.dtype, device=gradient.device)
+        return made, None, None, None
+
+
 def _quantize(model: Any, job: Job) -> None:
     """Put 4-bit or 8-bit layers of bitsandbytes in place of the linear ones, but for the head, as transformers does."""
-    import bitsandbytes as bnb
     from transformers.quantizers.quantizers_utils import get_module_from_name
 
-    if job.bits != 4:
-        raise UserError("a base in 8 bits can neither be walked through nor traced: bitsandbytes needs its weights")
-    head = model.get_output_embeddings()
+    head, make = model.get_output_embeddings(), {4: _layer_4bit, 8: _layer_8bit}[job.bits]
     for name, module in [*model.named_modules()]:
         if not isinstance(module, torch.nn.Linear) or module is head:
             continue
-        with torch.device("meta"):
-            layer = bnb.nn.Linear4bit(
-                module.in_features, module.out_features, module.bias is not None, torch.bfloat16,
-                job.double_quantized, "nf4",
-            )  # fmt: skip
-        packed = torch.empty((-(-module.weight.numel() // 2), 1), dtype=torch.uint8, device="meta")
-        layer.weight = bnb.nn.Params4bit(packed, requires_grad=False, quant_type="nf4", bnb_quantized=True)
-        layer.weight.quant_state = _quantization_state(module.weight.numel(), job.double_quantized)
+        layer = make(module, job)
         layer.bias = module.bias
         layer.original_shape = (module.out_features, module.in_features)
-        layer.forward = _forward_4bit(layer, job)
+        layer.forward = _forward_quantized(layer, job)
         parent, child = get_module_from_name(model, name)
         setattr(parent, child, layer)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    model.is_loaded_in_4bit = True
+    setattr(model, f"is_loaded_in_{job.bits}bit", True)
 
 
-def _forward_4bit(layer: Any, job: Job) -> Any:
+def _layer_4bit(module: torch.nn.Linear, job: Job) -> Any:
+    import bitsandbytes as bnb
+
+    with torch.device("meta"):
+        layer = bnb.nn.Linear4bit(
+            module.in_features, module.out_features, module.bias is not None, torch.bfloat16, job.double_quantized,
+            "nf4",
+        )  # fmt: skip
+    packed = torch.empty((-(-module.weight.numel() // 2), 1), dtype=torch.uint8, device="meta")
+    layer.weight = bnb.nn.Params4bit(packed, requires_grad=False, quant_type="nf4", bnb_quantized=True)
+    layer.weight.quant_state = _quantization_state(module.weight.numel(), job.double_quantized)
+    return layer
+
+
+def _layer_8bit(module: torch.nn.Linear, job: Job) -> Any:
+    import bitsandbytes as bnb
+
+    with torch.device("meta"):
+        layer = bnb.nn.Linear8bitLt(
+            module.in_features, module.out_features, module.bias is not None, has_fp16_weights=False
+        )
+        weight = torch.empty(module.weight.shape, dtype=torch.int8)
+        layer.state.SCB = torch.empty(module.out_features, dtype=torch.float32)
+    layer.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+    return layer
+
+
+def _forward_quantized(layer: Any, job: Job) -> Any:
     def forward(x: torch.Tensor) -> torch.Tensor:
         before = x.dtype
+        if job.bits == 8:
+            out = _Product8Bit.apply(x, *layer.original_shape, job.device.kind == "cuda")
+            return out if layer.bias is None else out.add_(layer.bias)
         x = x.to(_DTYPES[job.autocast_bytes or job.item_bytes])
         out = _Product4Bit.apply(x, *layer.original_shape)
         out = out if layer.bias is None else out + layer.bias.to(out.dtype)
@@ -305,6 +354,9 @@ def _quantization_state(elements: int, double: bool) -> Any:
 
 
 def _quantization_tensors(model: Any) -> Iterator[torch.Tensor]:
+    for module in model.modules():
+        if (rows := getattr(getattr(module, "state", None), "SCB", None)) is not None:
+            yield rows
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
         for holder in (state, getattr(state, "state2", None)):

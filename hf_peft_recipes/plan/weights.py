@@ -22,6 +22,7 @@ class Model:
         self.linears: dict[str, LinearSizes] = {}
         adapter = job.adapter or {}
         rank = int(adapter.get("r") or 8)
+        dropout, whole = bool(adapter.get("lora_dropout")), set(adapter.get("modules_to_save") or ())
         for tensor in shape.tensors():
             self._hold(tensor)
             if not (tensor.linear or tensor.stacked):
@@ -34,8 +35,11 @@ class Model:
                 sizes = (own * max(1, tensor.stacked) * tensor.columns, own * tensor.rows)
                 lora = (self._trained(sizes[0], FLOAT32), self._trained(sizes[1], FLOAT32))
                 self.bytes["adapters"] += sum(sizes) * FLOAT32
-            weight = self.weights[tensor.name]
-            linear = LinearSizes(tensor.columns, tensor.rows, weight, None, job.quantizes(tensor), lora)
+            bits = job.bits if job.quantizes(tensor) else 0
+            linear = LinearSizes(tensor.columns, tensor.rows, self.weights[tensor.name], None, bits, lora, dropout)
+            if lora and adapter.get("use_dora"):
+                linear.magnitude = self._trained(tensor.rows, FLOAT32)
+                self.bytes["adapters"] += tensor.rows * FLOAT32
             self.linears[module] = linear
         if job.extra_elements:
             self.bytes["weights"] += job.extra_elements * job.item_bytes
@@ -44,14 +48,24 @@ class Model:
         for name, weight in self.weights.items():
             if name.endswith(".bias") and name.removesuffix(".bias") in self.linears:
                 self.linears[name.removesuffix(".bias")].bias = weight
+        embedding = self.weights["model.embed_tokens.weight"]
         # Untied or not, the head is one product; a tied one has the embedding's weight.
-        head = self.weights["model.embed_tokens.weight" if shape.tied else "lm_head.weight"]
+        head = self.weights.get("lm_head.weight", embedding)
+        # PEFT trains a copy in float32, and parts what is tied.
+        if "embed_tokens" in whole:
+            self.weights["model.embed_tokens.weight"] = self._copied(embedding)
+        if "lm_head" in whole:
+            head = self.weights["lm_head.weight"] = self._copied(head)
         self.head = LinearSizes(shape.hidden, shape.vocabulary, head)
+
+    def _copied(self, weight: Weight) -> Weight:
+        self.bytes["adapters"] += weight.elements * FLOAT32
+        return self._trained(weight.elements, FLOAT32)
 
     def _hold(self, tensor: Tensor) -> None:
         job = self.job
         if job.quantizes(tensor):
-            self.bytes["weights_quantized"] += job.quantized_bytes(tensor.elements)
+            self.bytes["weights_quantized"] += job.quantized_bytes(tensor)
             self.weights[tensor.name] = Weight(tensor.elements, job.item_bytes, False)
             return
         self.bytes["weights"] += tensor.elements * job.item_bytes
