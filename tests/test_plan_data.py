@@ -9,6 +9,11 @@ from test_plan import LLAMA_8B
 from hf_peft_recipes import get_recipe
 from hf_peft_recipes.device import named_device
 from hf_peft_recipes.plan.documents import Documents, pack
+from hf_peft_recipes.plan.job import make_job
+from hf_peft_recipes.plan.memory import plan_memory
+from hf_peft_recipes.plan.shapes import read_shape
+from hf_peft_recipes.plan.step import walk_evaluation, walk_validation
+from hf_peft_recipes.plan.throughput import product_flops
 from hf_peft_recipes.report.plan import plan_view
 
 
@@ -78,13 +83,44 @@ def test_json_and_table_tell_the_data(command, jsonl):
 
 
 def test_documents_change_what_attention_costs():
-    from hf_peft_recipes.plan.job import make_job
-    from hf_peft_recipes.plan.shapes import read_shape
-    from hf_peft_recipes.plan.throughput import product_flops
-
     device = named_device("H100")
     recipe = get_recipe("lora", model="x", device=device, attn_implementation="flash_attention_2").resolved
     documents, shape = Documents((64,) * 16, 1024, 1024, 1), read_shape(LLAMA_8B, "x")
     full, short = (make_job(recipe, LLAMA_8B, "x", device, documents=given) for given in (None, documents))
     assert short.attention_span == 64 and full.attention_span == 1024
     assert product_flops(short, shape) < product_flops(full, shape)
+
+
+def test_the_trainers_own_evaluation_counts():
+    device = named_device("H100")
+    options = {"model": "x", "device": device, "max_length": 8192, "evaluation.max_rows": 0}
+    sizes = []
+    for asked in ({"eval_strategy": "no"}, {"per_device_eval_batch_size": 1}, {"per_device_eval_batch_size": 4}):
+        recipe = get_recipe("lora", **options, **asked).resolved
+        sizes.append(plan_memory(make_job(recipe, LLAMA_8B, "x", device), read_shape(LLAMA_8B, "x")).phases["evaluate"])
+    assert sizes[0] < sizes[1] < sizes[2]
+
+
+def test_a_pass_without_gradients_takes_what_all_its_layers_take():
+    small = {**LLAMA_8B, "hidden_size": 256, "intermediate_size": 704, "vocab_size": 4096}
+    device = named_device("H100")
+    job = make_job(get_recipe("full", model="x", device=device).resolved, small, "x", device)
+    few, many = (read_shape({**small, "num_hidden_layers": number}, "x") for number in (2, 12))
+    # Autocast keeps a bfloat16 copy of every float32 weight until the pass is over, but not in inference mode.
+    assert walk_validation(job, many) - walk_validation(job, few) == 2 * (
+        many.linear_elements() - few.linear_elements()
+    )
+    assert walk_evaluation(job, many, 1) == walk_evaluation(job, few, 1)
+
+
+def test_autocast_keeps_casts_without_gradients_but_not_in_inference_mode():
+    import torch
+
+    from hf_peft_recipes.plan.live import LiveBytes
+
+    layers, x = torch.nn.Sequential(*(torch.nn.Linear(64, 64, bias=False) for _ in range(4))), torch.zeros(1, 64)
+    for mode, casts in ((torch.no_grad, 4), (torch.inference_mode, 0)):
+        live = LiveBytes()
+        with live, mode(), torch.autocast("cpu", torch.bfloat16):
+            layers(x)
+            assert live.live_bytes == casts * 64 * 64 * 2

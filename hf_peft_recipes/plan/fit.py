@@ -69,8 +69,8 @@ class Estimates:
         """Return what a job takes."""
         evaluation = 0
         if not training_only:
-            rows = job.evaluation.get("batch_size")
-            evaluation = self._once((rows, *_walked(job)), lambda: evaluation_bytes(job, self._shape))
+            key = ("evaluation", job.evaluation.get("batch_size"), job.length, job.bits, job.attention)
+            evaluation = self._once(key, lambda: evaluation_bytes(job, self._shape))
         return memory_of(job, self._step(job), evaluation)
 
     def seconds(self, job: Job, profile: Profile) -> float:

@@ -46,6 +46,8 @@ class Walk:
         self.ledger, self.tokens, self.kind = ledger, tokens, kind
         self.autocast = autocast
         """Bytes of autocast's dtype, None without autocast."""
+        self.keeps_casts = True
+        """Whether autocast keeps the casts of trained weights: not in inference mode."""
         self._casts: dict[int, Value] = {}
 
     @contextmanager
@@ -308,7 +310,7 @@ class Walk:
     def _operand(self, weight: Value | Weight) -> Value | Weight:
         if self.autocast is None or weight.itemsize == self.autocast:
             return weight
-        if weight.node is None:
+        if weight.node is None or not self.keeps_casts:
             cast: Value = self.cast(weight, self.autocast)
             return cast
         # Autocast keeps the cast of a leaf that is trained, and makes every other one anew.

@@ -6,8 +6,9 @@ Instant and without torch; `trace` runs the real code on the meta device, and a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hf_peft_recipes.plan.job import Job
 from hf_peft_recipes.plan.layers import walk_backbone
@@ -164,25 +165,46 @@ def _walk(job: Job, shape: Shape) -> tuple[StepSizes, Ledger]:
     return sizes, ledger
 
 
-def walk_evaluation(job: Job, shape: Shape, tokens: int, scored: int) -> int:
-    """Return what a pass without gradients takes beyond the weights: hidden states, and logits where tokens are scored.
+def walk_evaluation(job: Job, shape: Shape, scored: int) -> int:
+    """Return what a pass in inference mode takes beyond the weights: hidden states, and logits where tokens are scored.
 
     Args:
-        job: that evaluates.
+        job: that evaluates; its batch is the pass's.
         shape: of its model.
-        tokens: of the batch.
-        scored: of those, how many have logits made.
+        scored: tokens of the batch that have logits made.
     """
-    model, ledger = Model(job, shape), Ledger()
-    walk = Walk(ledger, tokens, job.autocast_bytes, job.device.kind)
-    with ledger.not_recording():
-        hidden = walk_backbone(walk, model, tokens)
+
+    def score(walk: Walk, model: Model, hidden: Value) -> None:
         # evaluation.py: logits, their float32 copy, and what cross entropy makes of it.
-        with ledger.making("logits"):
+        with walk.ledger.making("logits"):
             logits = walk.fresh(scored * shape.vocabulary, job.autocast_bytes or job.item_bytes)
-            ledger.spike("logits", 2 * scored * shape.vocabulary * FLOAT32)
+            walk.ledger.spike("logits", 2 * scored * shape.vocabulary * FLOAT32)
         del hidden, logits
-    return ledger.close().peak_bytes
+
+    return _walk_forward(job, shape, score, keeps_casts=False)
+
+
+def walk_validation(job: Job, shape: Shape) -> int:
+    """Return what a batch of the Trainer's own evaluation takes beyond the weights: the loss, under `no_grad`.
+
+    Args:
+        job: that evaluates; its batch is the pass's.
+        shape: of its model.
+    """
+    return _walk_forward(job, shape, walk_loss, keeps_casts=True)
+
+
+def _walk_forward(job: Job, shape: Shape, end: Callable[[Walk, Model, Value], Any], keeps_casts: bool) -> int:
+    """Return the peak of a pass without gradients, from two layers: others only add autocast's casts of their own."""
+    few = replace(shape, layers=min(2, shape.layers))
+    model, ledger = Model(job, few), Ledger()
+    walk = Walk(ledger, job.tokens, job.autocast_bytes, job.device.kind)
+    walk.keeps_casts = keeps_casts
+    with ledger.not_recording(), walk.autocasting():
+        end(walk, model, walk_backbone(walk, model, job.tokens))
+    peak, marks = ledger.close().peak_bytes, ledger.stages[1:]
+    kept = _between(marks[0], marks[1]).total()
+    return peak + (shape.layers - few.layers) * kept
 
 
 def _trained_weights(model: Model) -> list[Weight]:
