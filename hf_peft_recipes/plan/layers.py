@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from hf_peft_recipes.plan.job import Job
-from hf_peft_recipes.plan.operations import INDEX, LinearSizes, Walk
+from hf_peft_recipes.plan.linears import LinearSizes, Walk
+from hf_peft_recipes.plan.operations import INDEX
 from hf_peft_recipes.plan.sizes import FLOAT32, Node, Value
 from hf_peft_recipes.plan.weights import Model
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from hf_peft_recipes.plan.job import Job
 from hf_peft_recipes.plan.layers import walk_backbone
+from hf_peft_recipes.plan.linears import Walk
 from hf_peft_recipes.plan.loss import walk_loss
-from hf_peft_recipes.plan.operations import INDEX, Walk
+from hf_peft_recipes.plan.operations import INDEX
 from hf_peft_recipes.plan.optimizers import optimizer_bytes
 from hf_peft_recipes.plan.shapes import Shape
 from hf_peft_recipes.plan.sizes import FLOAT32, Ledger, Stage, Value, Weight, run_backward
