@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.util import find_spec
@@ -71,6 +72,8 @@ def named_device(name: str) -> Device:
         UserError: no device of that name is known.
     """
     if size := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:GiB|GB|G)\s*", name, re.I):
+        if not float(size[1]):
+            raise UserError(f"device {name!r} has no memory")
         # Makers write GB and mean GiB.
         return Device("cuda", f"a card of {size[1]} GiB", 1, int(float(size[1]) * GIB), True, flash_attention=True)
     by_key = {key.lower(): key for key in KNOWN_DEVICES}
@@ -156,5 +159,22 @@ def _cpu_name() -> str:
     return f"{match.group(1).strip() if match else platform.machine()}, {os.cpu_count()} cores"
 
 
-def _host_memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where a container's limit stands: cgroup v2, v1 (https://docs.kernel.org/admin-guide/cgroup-v2.html)."""
+
+
+def _host_memory_bytes(limits: Sequence[Path] = CGROUP_LIMITS) -> int:
+    """Return the host's memory, or what a container may take of it.
+
+    Args:
+        limits: files that hold a number of bytes, or `max`; those that are not there set none.
+    """
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in limits:
+        try:
+            text = path.read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdigit() and int(text):
+            found.append(int(text))
+    return min(found)

@@ -21,6 +21,8 @@ SAMPLED_TENSORS = 16
 SAMPLE_BYTES = 4096
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
+_LONGEST_HEADER = 100_000_000
+"""Bytes, by the format's own limit."""
 _INDEX = "model.safetensors.index.json"
 # What a config says of the file, or of how it is loaded, rather than of the model.
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "auto_map")
@@ -73,8 +75,7 @@ def fingerprint(read: Read, name: str, revision: str | None = None) -> Fingerpri
     """
     try:
         config = json.loads(read(_CONFIG, 0, -1))
-        files = _weight_files(read)
-        headers = {file: _header(read, file) for file in files}
+        headers = read_headers(read)
     except (FileNotFoundError, ValueError, KeyError) as error:
         raise UserError(f"base {name!r} has no config and safetensors to tell it by: {error}") from None
     located = {
@@ -131,18 +132,29 @@ def local_reader(folder: Path) -> Read:
     return read
 
 
-def _weight_files(read: Read) -> list[str]:
+def read_headers(read: Read) -> dict[str, tuple[int, dict[str, Any]]]:
+    """Return, of each safetensors file, where its data begin, and what its header says of each tensor.
+
+    Args:
+        read: reads a part of a file by the file's name.
+
+    Raises:
+        FileNotFoundError: there are no weights, or a part of them is missing.
+        ValueError: a file is something else.
+        KeyError: the index of the files names none.
+    """
     try:
-        index = json.loads(read(_INDEX, 0, -1))
+        files = sorted(set(json.loads(read(_INDEX, 0, -1))["weight_map"].values()))
     except FileNotFoundError:
-        return [_WEIGHTS]
-    return sorted(set(index["weight_map"].values()))
+        files = [_WEIGHTS]
+    return {file: _header(read, file) for file in files}
 
 
 def _header(read: Read, file: str) -> tuple[int, dict[str, Any]]:
-    """Return where the data of a safetensors file begin, and what its header says of each tensor."""
     # Eight bytes of length, then JSON: https://github.com/huggingface/safetensors#format
     length = int.from_bytes(read(file, 0, 8), "little")
+    if length > _LONGEST_HEADER:
+        raise ValueError(f"{file} is no safetensors file")
     return 8 + length, json.loads(read(file, 8, length))
 
 

@@ -15,6 +15,7 @@ from hf_peft_recipes.spec import Override, ResolvedRecipe, compose, recipe_file,
 if TYPE_CHECKING:
     from hf_peft_recipes.hub.request import PushRequest
     from hf_peft_recipes.plan import MemoryPlan
+    from hf_peft_recipes.plan.documents import Documents
     from hf_peft_recipes.preflight import RunRequest
     from hf_peft_recipes.rehearsal import Rehearsal
 
@@ -127,36 +128,51 @@ class Recipe:
         devices: int = 1,
         sharding: str | None = None,
         trace: bool = False,
+        data: bool = False,
     ) -> "MemoryPlan":
-        """Return what a run needs in memory and time, from the base's config alone; instantly, unless it is traced.
+        """Return what a run needs in memory and time, from the base's config; at once, unless more is asked for.
 
         Args:
             device: a known device (`H100`), a size (`24GiB`), `cpu`; None for the one that the recipe is resolved for.
             devices: how many of them.
             sharding: `none`, `ddp`, `fsdp`, `zero1`, `zero2` or `zero3`; None for `ddp` where there are several.
             trace: run the step on torch's meta device too, which takes seconds and checks the closed form.
+            data: look at the data too: their tokens, and the hours that a run through them takes.
 
         Raises:
-            UserError: an unknown device or base, or an architecture that transformers does not have.
+            UserError: an unknown device or base, or an architecture that transformers does not have; with `data`, as
+                `train` raises it for its data.
         """
         from hf_peft_recipes.plan import plan_run
 
         if isinstance(device, str):
             device = named_device(device)
         resolved, model = self._for_run(device), self.objects.get("model")
-        section = resolved.section("model") or {}
+        section, stored = resolved.section("model") or {}, None
         if model is not None:
             from hf_peft_recipes.plan.configs import config_values
 
+            config: Mapping[str, Any]
             config, source = config_values(model.config), type(model).__name__
         else:
             from hf_peft_recipes.embedded import MODEL_DIR
-            from hf_peft_recipes.plan.configs import read_config
+            from hf_peft_recipes.plan.configs import read_base
+            from hf_peft_recipes.plan.stored import read_stored
 
             name = section.get("name_or_path")
             source = str(MODEL_DIR) if name is None else str(name)
-            config = read_config(source, section.get("revision"))
-        return plan_run(resolved, config, source, device or self.device, devices, sharding, trace)
+            config, folder = read_base(source, section.get("revision"))
+            stored = read_stored(folder, source)
+        documents = self._documents(resolved) if data else None
+        return plan_run(resolved, config, source, device or self.device, devices, sharding, trace, documents, stored)
+
+    def _documents(self, resolved: ResolvedRecipe) -> "Documents":
+        from hf_peft_recipes.upstream_noise import quiet
+
+        with quiet():
+            from hf_peft_recipes.plan.documents import look_at_documents
+
+            return look_at_documents(resolved, self._request(None, command="plan", dry_run=True))
 
     def fitted(self) -> "Recipe":
         """Return the recipe with the cheapest changes that make it fit its device; itself where it fits.

@@ -24,6 +24,9 @@ def plan_command(
     trace: Annotated[
         bool, typer.Option("--trace", help="Run the step on torch's meta device too; measure this CPU's speed.")
     ] = False,
+    data: Annotated[
+        bool, typer.Option("--data", help="Read and tokenise the data too: tokens, steps, hours of the whole run.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Tell what a run needs in memory and time, from the model's config alone. Loads no weights.
@@ -33,7 +36,7 @@ def plan_command(
     if gpus < 1:
         raise UserError(f"--gpus {gpus}: at least 1 is needed")
     recipe = resolve_recipe(name, parse_flags(context.args), gpu)
-    plan = recipe.plan(devices=gpus, sharding=sharding, trace=trace)
+    plan = recipe.plan(devices=gpus, sharding=sharding, trace=trace, data=data)
     if as_json:
         print_json(plan.shown())
         return

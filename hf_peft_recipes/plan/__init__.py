@@ -6,20 +6,27 @@ Two ways that check each other: `step` walks through a training step in sizes al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_peft_recipes.device import Device
 from hf_peft_recipes.errors import UserError, did_you_mean
-from hf_peft_recipes.plan.fit import Advice, advise, largest
+from hf_peft_recipes.plan.fit import Advice, Estimates, advise, largest
 from hf_peft_recipes.plan.job import Job, make_job
 from hf_peft_recipes.plan.memory import STATIC, Memory, memory_of, plan_memory
 from hf_peft_recipes.plan.profiles import find_profile, measure_cpu
 from hf_peft_recipes.plan.shapes import ARCHITECTURES, Shape, read_shape
+from hf_peft_recipes.plan.sizes import uncollected
 from hf_peft_recipes.plan.step import StepSizes, walk_step
+from hf_peft_recipes.plan.stored import StoredWeights, as_stored, reconcile
 from hf_peft_recipes.plan.throughput import expect_speed
 from hf_peft_recipes.spec import ResolvedRecipe
+
+# It looks at data, and brings along what reads them.
+if TYPE_CHECKING:
+    from hf_peft_recipes.plan.documents import Documents
 
 AGREEMENT = 0.05
 """By how much the two ways may differ."""
@@ -47,7 +54,7 @@ class MemoryPlan:
     other_share: float | None
     """Of the time, that is no matrix product."""
     hours: float | None
-    """Of the run, where its number of steps is given."""
+    """Of the run, where its number of steps is given or its data were looked at."""
     limits: Mapping[str, int]
     """The largest micro-batch at this length, and the longest length of a single row."""
     advice: tuple[Advice, ...]
@@ -59,6 +66,8 @@ class MemoryPlan:
     """Of one step on one device, by the trace; without libraries and holes."""
     step: Mapping[str, int] = field(default_factory=dict)
     """Micro-batch, accumulation, length and checkpointing that were planned."""
+    data: Mapping[str, Any] | None = None
+    """What the data are like, and how many steps they make; None where they were not looked at."""
 
     @property
     def total_bytes(self) -> int:
@@ -92,6 +101,7 @@ class MemoryPlan:
             "parameters": self.parameters,
             "trainable": self.trainable,
             "step": dict(self.step),
+            "data": None if self.data is None else dict(self.data),
             "tokens_per_second": self.tokens_per_second,
             "bound": self.bound,
             "other_share": self.other_share,
@@ -112,6 +122,8 @@ def plan_run(
     devices: int = 1,
     sharding: str | None = None,
     trace: bool = False,
+    documents: Documents | None = None,
+    stored: StoredWeights | None = None,
 ) -> MemoryPlan:
     """Return the plan of a recipe's run.
 
@@ -123,23 +135,21 @@ def plan_run(
         devices: how many of them.
         sharding: one of `job.SHARDINGS`; None for `ddp` where there are several devices.
         trace: run the step on the meta device too, and measure this CPU's rates where the plan is for it.
+        documents: of the data, as `documents.look_at_documents` returns them; None for a plan without them.
+        stored: what the base's files hold, None where they are not at hand.
 
     Raises:
         UserError: an architecture that transformers does not have, or numbers that make no plan.
     """
-    job = make_job(recipe, config, source, device, devices, sharding)
+    dtype = stored.dtype if stored else None
+    job = make_job(recipe, as_stored(config, stored), source, device, devices, sharding, documents, dtype)
     kind = str(config.get("model_type"))
     missing = f"architecture {kind!r}" if kind not in ARCHITECTURES else job.closed_form_misses()
     if missing:
         _check_known(kind, source)
-        return _traced_alone(recipe, job, missing)
-    shape = read_shape(config, source)
-    held = sum(tensor.elements for tensor in shape.tensors() if job.quantizes(tensor))
-    job = replace(job, quantized_elements=held)
-    step = walk_step(job, shape)
-    memory = plan_memory(job, shape, step)
-    trained = step.gradient_bytes // (4 if job.adapter else job.item_bytes)
-    total = shape.parameters() + (trained if job.adapter else 0)
+        return _traced_alone(recipe, job, missing, documents)
+    shape = read_shape(job.config, source)
+    job, told = reconcile(replace(job, quantized_elements=shape.linear_elements()), shape, config, stored)
     traced = None
     if trace:
         from hf_peft_recipes.plan.trace import trace_step
@@ -148,19 +158,26 @@ def plan_run(
         if job.on_cpu and find_profile(device) is None:
             measure_cpu(device)
     profile = find_profile(device)
+    with uncollected():
+        step = walk_step(job, shape)
+        memory, estimates = plan_memory(job, shape, step), Estimates(shape)
+        fits = memory.total_bytes <= device.memory_bytes
+        limits = largest(job, shape, estimates)
+        advice = () if fits else tuple(advise(job, estimates, profile))
     speed = expect_speed(job, shape, step, profile) if profile else None
-    fits = memory.total_bytes <= device.memory_bytes
+    trained = step.gradient_bytes // (4 if job.adapter else job.item_bytes)
+    total = shape.parameters() + job.extra_elements + (trained if job.adapter else 0)
     return _plan(
         recipe, job, memory, (total, trained), "closed form and trace" if trace else "closed form", traced,
-        _assumptions(job, speed.source if speed else None), largest(job, shape),
+        (*told, *_assumptions(job, speed.source if speed else None, documents)), limits, documents,
         tokens_per_second=speed.tokens_per_second if speed else None,
         bound=speed.bound if speed else None,
         other_share=speed.other_share if speed else None,
-        advice=() if fits else tuple(advise(job, shape, memory, profile)),
+        advice=advice,
     )  # fmt: skip
 
 
-def _traced_alone(recipe: ResolvedRecipe, job: Job, missing: str) -> MemoryPlan:
+def _traced_alone(recipe: ResolvedRecipe, job: Job, missing: str, documents: Documents | None) -> MemoryPlan:
     """Return the plan of a step that has no closed form."""
     from hf_peft_recipes.plan.trace import trace_step
 
@@ -174,7 +191,7 @@ def _traced_alone(recipe: ResolvedRecipe, job: Job, missing: str) -> MemoryPlan:
     note = f"{missing} has no closed form: traced on the meta device; evaluation and time are not planned"
     return _plan(
         recipe, job, memory, (traced.parameters, traced.trainable), "trace", traced.peak_bytes,
-        (note, *_assumptions(job, None)), {},
+        (note, *_assumptions(job, None, documents)), {}, documents,
         tokens_per_second=None, bound=None, other_share=None, advice=(),
     )  # fmt: skip
 
@@ -188,24 +205,47 @@ def _plan(
     traced: int | None,
     assumptions: tuple[str, ...],
     limits: Mapping[str, int],
+    documents: Documents | None,
     **speed: Any,
 ) -> MemoryPlan:
-    steps, rate = int(job.arguments.get("max_steps") or -1), speed["tokens_per_second"]
-    tokens = steps * job.accumulation * job.tokens * job.devices
+    rate, data = speed["tokens_per_second"], None
+    positions = max(0, int(job.arguments.get("max_steps") or 0)) * job.accumulation * job.tokens * job.devices
+    if documents:
+        data = _data(job, documents)
+        positions = round(data["epochs"] * documents.positions(job.batch, job.packed))
     return MemoryPlan(
         recipe.name, job.source, job.device, job.devices, job.sharding, memory.parts, memory.phases, *parameters,
-        hours=tokens / rate / 3600 if rate and steps > 0 else None,
+        hours=positions / rate / 3600 if rate and positions else None,
         limits=limits, assumptions=assumptions, way=way, traced_peak_bytes=traced,
         step={
             "batch": job.batch, "accumulation": job.accumulation, "length": job.length,
             "checkpointing": int(job.checkpointing),
         },
+        data=data,
         **speed,
     )  # fmt: skip
 
 
-def _assumptions(job: Job, source: str | None) -> tuple[str, ...]:
-    told = [f"every row is full: {job.length} tokens, all of them with loss; no data are read"]
+def _data(job: Job, documents: Documents) -> dict[str, Any]:
+    """Return what the data are like, and how long a run goes through them, as `plan --json` has it."""
+    epoch = documents.steps(job.batch, job.accumulation, job.devices)
+    epochs, steps = float(job.arguments.get("num_train_epochs") or 3), int(job.arguments.get("max_steps") or -1)
+    return {
+        "rows": len(documents.lengths),
+        "tokens": documents.tokens,
+        "supervised_tokens": documents.supervised_tokens,
+        "longest": max(documents.lengths),
+        "packed_rows": documents.row_count if job.packed else None,
+        "fill": documents.tokens / (documents.row_count * documents.row_length),
+        "epochs": steps / epoch if steps > 0 else epochs,
+        "steps": steps if steps > 0 else math.ceil(epochs * epoch),
+    }
+
+
+def _assumptions(job: Job, source: str | None, documents: Documents | None) -> tuple[str, ...]:
+    told = [f"every row is full: {job.length} tokens, all of them with loss; `--data` reads them, and tells the hours"]
+    if documents:
+        told = ["tokens with loss are spread evenly over the rows"]
     if job.on_cpu and job.by_document and job.autocast_bytes:
         lengths = "1 length" if job.document_lengths == 1 else f"up to {job.document_lengths} different lengths"
         told.append(f"packed documents of {lengths}: each leaves kernels behind, about 1 GiB in a long run")

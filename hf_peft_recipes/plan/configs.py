@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,12 @@ from hf_peft_recipes.errors import UserError, did_you_mean
 
 
 def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
-    """Return the base's config.
+    """Return the base's config, see `read_base`."""
+    return read_base(name, revision)[0]
+
+
+def read_base(name: str, revision: str | None = None) -> tuple[dict[str, Any], Path]:
+    """Return the base's config, and the folder that it lies in.
 
     Args:
         name: a folder, or an id of the Hub.
@@ -36,7 +44,28 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
         raise UserError(f"config of model {name!r} cannot be read: {error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise UserError(f"config of model {name!r} names no model_type")
-    return config
+    return config, path.parent
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How the files of a base are quantised already."""
+
+    bits: int
+    """4 or 8 where bitsandbytes did it, 0 for another way."""
+    double: bool
+    method: str
+
+
+def read_quantization(config: Mapping[str, Any]) -> Quantization | None:
+    """Return how a base's config says that its files are quantised; None where it says nothing of it."""
+    section = config.get("quantization_config")
+    if not isinstance(section, Mapping):
+        return None
+    bits = 4 if section.get("load_in_4bit") else 8 if section.get("load_in_8bit") else 0
+    method = str(section.get("quant_method") or ("bitsandbytes" if bits else "an unknown method"))
+    bits = bits if method == "bitsandbytes" else 0
+    return Quantization(bits, bool(section.get("bnb_4bit_use_double_quant")), method)
 
 
 def config_values(config: Any) -> Mapping[str, Any]:
@@ -71,9 +100,22 @@ def _from_hub(name: str, revision: str | None) -> Path:
         # What was fetched once is at hand at once, and without a network.
         if isinstance(cached := try_to_load_from_cache(name, "config.json", revision=revision), str):
             return Path(cached)
-        return Path(hf_hub_download(name, "config.json", revision=revision))
+        with _in_silence("huggingface_hub"):
+            return Path(hf_hub_download(name, "config.json", revision=revision))
     except tuple(why) as error:
         reason = next(text for kind, text in why.items() if isinstance(error, kind))
         raise UserError(f"model {name!r}: {reason}") from None
     except OSError as error:
         raise UserError(f"model {name!r}: the Hub cannot be reached ({type(error).__name__})") from None
+
+
+@contextmanager
+def _in_silence(name: str) -> Iterator[None]:
+    """Let a library say nothing while it tries again: what came of it is told in one line."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

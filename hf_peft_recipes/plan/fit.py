@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
 from hf_peft_recipes.plan.job import Job
 from hf_peft_recipes.plan.memory import Memory, evaluation_bytes, memory_of
 from hf_peft_recipes.plan.profiles import Profile
 from hf_peft_recipes.plan.shapes import Shape
-from hf_peft_recipes.plan.step import walk_step
+from hf_peft_recipes.plan.step import StepSizes, walk_step
 from hf_peft_recipes.plan.throughput import expect_speed
+
+Sized = TypeVar("Sized")
 
 LOSSY = 1.5
 """By how much a change that trains something else (a shorter length, a coarser base) must be worth its while."""
@@ -30,6 +32,8 @@ class Change:
     apply: Callable[[Job], Job]
     lossy: bool = False
     """Whether what is trained changes, and not only how."""
+    of_weights: bool = False
+    """Whether a device holds other weights: what loading takes is changed by these alone."""
 
 
 @dataclass(frozen=True)
@@ -54,44 +58,83 @@ class Advice:
         }
 
 
-def advise(job: Job, shape: Shape, memory: Memory, profile: Profile | None) -> list[Advice]:
+class Estimates:
+    """What variations of one job take: each step is walked through once, however many variations share it."""
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+        self._walked: dict[tuple[Any, ...], Any] = {}
+
+    def memory(self, job: Job, training_only: bool = False) -> Memory:
+        """Return what a job takes."""
+        evaluation = 0
+        if not training_only:
+            key = ("evaluation", job.evaluation.get("batch_size"), job.length, job.bits, job.attention)
+            evaluation = self._once(key, lambda: evaluation_bytes(job, self._shape))
+        return memory_of(job, self._step(job), evaluation)
+
+    def seconds(self, job: Job, profile: Profile) -> float:
+        """Return the time a token."""
+        return 1 / expect_speed(job, self._shape, self._step(job), profile).tokens_per_second
+
+    def _step(self, job: Job) -> StepSizes:
+        return self._once(_walked(job), lambda: walk_step(job, self._shape)).under(job.optimizer)
+
+    def _once(self, key: tuple[Any, ...], walk: Callable[[], Sized]) -> Sized:
+        if key not in self._walked:
+            self._walked[key] = walk()
+        found: Sized = self._walked[key]
+        return found
+
+
+def _walked(job: Job) -> tuple[Any, ...]:
+    """Return what `_changes` and `largest` change of a job that its step depends on."""
+    return job.batch, job.accumulation > 1, job.length, job.checkpointing, job.attention, job.bits
+
+
+def advise(job: Job, estimates: Estimates, profile: Profile | None) -> list[Advice]:
     """Return changes that make the run smaller: each alone, then the cheapest together that fit; that one first.
 
     Args:
         job: that does not fit.
-        shape: of its model.
-        memory: what it takes.
+        estimates: of its model.
         profile: rates of the device.
     """
-    rates = profile or FALLBACK
-    base = _seconds(job, shape, rates)
+    rates, room = profile or FALLBACK, job.device.memory_bytes
+    base, before = estimates.seconds(job, rates), estimates.memory(job).total_bytes
     changes = list(_changes(job))
 
-    def tried(some: Sequence[Change]) -> Advice:
-        changed = job
+    def changed(some: Sequence[Change]) -> Job:
+        made = job
         for change in some:
-            changed = change.apply(changed)
-        total = _estimate(changed, shape).total_bytes
-        settings = {key: value for change in some for key, value in change.settings}
-        fits = total <= job.device.memory_bytes
-        return Advice(
-            tuple(change.name for change in some), settings, total, fits, _seconds(changed, shape, rates) / base
-        )
+            made = change.apply(made)
+        return made
 
-    alone = [(change, tried([change])) for change in changes]
-    useful = [change for change, advice in alone if advice.total_bytes < memory.total_bytes]
+    def tried(some: Sequence[Change], total: int) -> Advice:
+        settings = {key: value for change in some for key, value in change.settings}
+        seconds = estimates.seconds(changed(some), rates)
+        return Advice(tuple(change.name for change in some), settings, total, total <= room, seconds / base)
+
+    totals = [estimates.memory(changed([change])).total_bytes for change in changes]
+    alone = [(change, tried([change], total)) for change, total in zip(changes, totals, strict=True) if total < before]
     found: list[Advice] = [advice for _, advice in alone if advice.fits]
+    useful = [change for change, _ in alone]
     for number in range(2, len(useful) + 1):
         if found:
             break
         for some in combinations(useful, number):
             keys = [key for change in some for key, _ in change.settings]
             # Two steps of one ladder (half the length, a quarter) are no combination.
-            if len(keys) == len(set(keys)) and (advice := tried(some)).fits:
-                found.append(advice)
+            if len(keys) != len(set(keys)):
+                continue
+            loaded = changed([change for change in some if change.of_weights])
+            if estimates.memory(loaded).phases["load"] > room:
+                continue
+            if (total := estimates.memory(changed(some)).total_bytes) <= room:
+                found.append(tried(some, total))
     lossy = {change.name for change in changes if change.lossy}
     found.sort(key=lambda advice: advice.time_factor * LOSSY ** sum(name in lossy for name in advice.names))
-    rest = [advice for change, advice in alone if change in useful and advice not in found[:1]]
+    rest = [advice for _, advice in alone if advice not in found[:1]]
     return [*found[:1], *sorted(rest, key=lambda advice: advice.total_bytes)]
 
 
@@ -128,14 +171,15 @@ def _changes(job: Job) -> Iterator[Change]:
                 return replace(j, evaluation={**j.evaluation, "batch_size": rows})
 
             yield Change(f"{rows} answers at a time", (("evaluation.batch_size", rows),), fewer)
-    if job.adapter and not job.bits:
+    if job.adapter and not job.bits and not job.prequantized:
         settings = (
             ("quantization.load_in_4bit", True),
             ("quantization.bnb_4bit_quant_type", "nf4"),
             ("quantization.bnb_4bit_use_double_quant", True),
             ("quantization.bnb_4bit_compute_dtype", "bfloat16"),
         )
-        yield Change("NF4 base", settings, lambda j: replace(j, bits=4, double_quantized=True), lossy=True)
+        made = Change("NF4 base", settings, lambda j: replace(j, bits=4, double_quantized=True), lossy=True)
+        yield replace(made, of_weights=True)
     length = job.length // 2
     while length >= 256:
 
@@ -145,15 +189,17 @@ def _changes(job: Job) -> Iterator[Change]:
         yield Change(f"length {length}", (("training.max_length", length),), shorter, lossy=True)
         length //= 2
     if job.devices > 1 and job.sharding not in ("fsdp", "zero3"):
-        yield Change("sharding over the devices (FSDP2)", (), lambda j: replace(j, sharding="fsdp"))
+        name = "sharding over the devices (FSDP2)"
+        yield Change(name, (), lambda j: replace(j, sharding="fsdp"), of_weights=True)
 
 
-def largest(job: Job, shape: Shape) -> dict[str, int]:
+def largest(job: Job, shape: Shape, estimates: Estimates) -> dict[str, int]:
     """Return the largest micro-batch at this length, and the longest length for one row; 0 where nothing fits.
 
     Args:
         job: whose device is filled.
         shape: of its model.
+        estimates: of the model.
     """
 
     def batch(number: int) -> Job:
@@ -163,15 +209,15 @@ def largest(job: Job, shape: Shape) -> dict[str, int]:
         return replace(job, batch=1, length=number * 64)
 
     most = max(1, (shape.positions or 2**20) // 64)
-    return {"batch": _last(batch, job, shape, 4096), "length": 64 * _last(length, job, shape, most)}
+    return {"batch": _last(batch, job, estimates, 4096), "length": 64 * _last(length, job, estimates, most)}
 
 
-def _last(make: Callable[[int], Job], job: Job, shape: Shape, most: int) -> int:
+def _last(make: Callable[[int], Job], job: Job, estimates: Estimates, most: int) -> int:
     """Return the largest number whose job fits; what it takes grows nearly evenly, so guesses are drawn on a line."""
     room = job.device.memory_bytes
 
     def taken(number: int) -> int:
-        return _estimate(make(number), shape, training_only=True).phases["train"]
+        return estimates.memory(make(number), training_only=True).phases["train"]
 
     low, high = 1, most
     low_bytes, high_bytes = taken(low), taken(high)
@@ -193,26 +239,3 @@ def _last(make: Callable[[int], Job], job: Job, shape: Shape, most: int) -> int:
             if guess - step > low and (before := taken(guess - step)) <= room:
                 low, low_bytes = guess - step, before
     return low
-
-
-def _estimate(job: Job, shape: Shape, training_only: bool = False) -> Memory:
-    """Return what a job takes, from its model with few layers: all layers alike, sums grow by the same for each."""
-    evaluation = 0 if training_only else evaluation_bytes(job, shape)
-    if shape.layers <= 4 or shape.dense_layers:
-        return memory_of(job, walk_step(job, shape), evaluation)
-    few = [_memory_of_layers(job, shape, count) for count in (2, 3)]
-    more = shape.layers - 3
-    phases = {phase: size + more * (size - few[0].phases[phase]) for phase, size in few[1].phases.items()}
-    phases["evaluate"] += evaluation
-    return Memory(few[1].parts, phases)
-
-
-def _memory_of_layers(job: Job, shape: Shape, layers: int) -> Memory:
-    job = replace(job, quantized_elements=job.quantized_elements * layers // shape.layers)
-    return memory_of(job, walk_step(job, replace(shape, layers=layers)), 0)
-
-
-def _seconds(job: Job, shape: Shape, profile: Profile) -> float:
-    """Return the time a token, from few layers."""
-    few = replace(shape, layers=1, dense_layers=frozenset())
-    return 1 / expect_speed(job, few, walk_step(job, few), profile).tokens_per_second

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_peft_recipes.device import Device
 from hf_peft_recipes.errors import UserError
-from hf_peft_recipes.plan.shapes import Tensor
+from hf_peft_recipes.plan.configs import read_quantization
+from hf_peft_recipes.plan.shapes import ARCHITECTURES, Tensor, four_bit_bytes
 from hf_peft_recipes.spec import ResolvedRecipe
+
+# It looks at data, and brings along what reads them.
+if TYPE_CHECKING:
+    from hf_peft_recipes.plan.documents import Documents
 
 ITEM_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2, "float64": 8}
 """Name of a torch dtype to the bytes of an element."""
 
 DOCUMENTS_A_ROW = 2
 """Where documents are of all lengths up to a row's: half a row on average."""
+
+NOT_WALKED = (
+    "trainable_token_indices", "target_parameters", "rank_pattern", "exclude_modules",
+    "layers_to_transform", "layer_replication", "lora_bias", "bias",
+)  # fmt: skip
+"""What of LoRA's options changes sizes and has no closed form."""
 
 SHARDINGS = ("none", "ddp", "fsdp", "zero1", "zero2", "zero3")
 
@@ -58,8 +70,16 @@ class Job:
     """The recipe's training section."""
     document_lengths: int
     """How many different lengths packed documents have."""
+    span: float | None = None
+    """Tokens of the document that a token stands in, on average; None where rows are taken to be full."""
+    prequantized: bool = False
+    """Whether the files are quantised already, so that loading makes nothing whole."""
+    extra_elements: int = 0
+    """Numbers in the files that the config does not tell of; below 0 where it tells of more."""
+    weight_bytes: int | None = None
+    """What the base takes, where the files know it and the config does not."""
     quantized_elements: int = 0
-    """Numbers that are held in 4 or 8 bits."""
+    """Numbers that a quantised base holds in 4 or 8 bits."""
 
     @property
     def tokens(self) -> int:
@@ -85,12 +105,30 @@ class Job:
     def own_head(self) -> bool:
         """Whether our loss head serves: a frozen head whose logits are not changed."""
         plain = self.config.get("final_logit_softcapping") is None and not self.config.get("output_router_logits")
-        return self.on_cpu and self.speed and self.adapter is not None and plain and self.config["model_type"] != "phi"
+        frozen = self.adapter is not None and "lm_head" not in (self.adapter.get("modules_to_save") or ())
+        return self.on_cpu and self.speed and frozen and plain and self.config["model_type"] != "phi"
 
     @property
     def attended(self) -> int:
         """Tokens over which the dense mask spans: packed rows at once are one long row."""
         return self.tokens if self.packed else self.length
+
+    @property
+    def attention_span(self) -> float:
+        """Tokens that a token's attention is computed over, on average: its document where no dense mask is needed."""
+        return self.span if self.span is not None and (self.by_document or self.flash) else float(self.length)
+
+    @property
+    def tells_layers_apart(self) -> bool:
+        """Whether the adapter may stand in some layers only: its modules are named with numbers."""
+        wanted = (self.adapter or {}).get("target_modules") or ()
+        return any(letter.isdigit() for name in ([wanted] if isinstance(wanted, str) else wanted) for letter in name)
+
+    def quantized_bytes(self, tensor: Tensor) -> int:
+        """Return what a weight takes in the base's 4 or 8 bits: in 8, a byte an element and a float32 a row."""
+        if self.bits == 4:
+            return four_bit_bytes(tensor.elements, self.double_quantized)
+        return tensor.elements + 4 * tensor.rows
 
     def quantizes(self, tensor: Tensor) -> bool:
         """Return whether the base holds the tensor in 4 or 8 bits: every linear layer but the head."""
@@ -117,18 +155,24 @@ class Job:
         return any(module == name or module.endswith(f".{name}") for name in wanted)
 
     def closed_form_misses(self) -> str:
-        """Return what of the job has no closed form; empty when all has."""
+        """Return what of the job has no closed form, for an architecture that has one; empty when all has."""
         if self.adapter:
             kind = str(self.adapter.get("peft_type")).upper()
             if kind != "LORA":
                 return f"peft_type {kind}"
-            for name in ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters", "rank_pattern"):
-                if self.adapter.get(name):
+            for name in NOT_WALKED:
+                if self.adapter.get(name) not in (None, False, [], {}, "none"):
                     return name
-            if self.adapter.get("lora_dropout"):
-                return "lora_dropout"
-        if self.bits == 8:
-            return "8-bit base"
+            if others := set(self.adapter.get("modules_to_save") or ()) - {"lm_head", "embed_tokens"}:
+                return f"modules_to_save {min(others)!r}"
+            stacked = ARCHITECTURES[str(self.config["model_type"])].experts
+            for name in ("use_dora", "lora_dropout"):
+                if stacked and self.adapter.get(name):
+                    return f"{name} on experts"
+            if self.adapter.get("use_dora") and (self.bits or self.adapter.get("lora_dropout")):
+                return "use_dora on a quantised base" if self.bits else "use_dora with lora_dropout"
+        if self.bits == 8 and self.item_bytes != 2:
+            return "a base in 8 bits beside float32"
         if self.arguments.get("use_liger_kernel"):
             return "use_liger_kernel"
         return ""
@@ -141,6 +185,8 @@ def make_job(
     device: Device,
     devices: int = 1,
     sharding: str | None = None,
+    documents: Documents | None = None,
+    stored: str | None = None,
 ) -> Job:
     """Return the numbers of a recipe's run.
 
@@ -151,6 +197,8 @@ def make_job(
         device: that it runs on.
         devices: how many of them.
         sharding: one of SHARDINGS; None for `ddp` where there are several devices.
+        documents: of the data, where those were looked at; None takes every row to be full.
+        stored: type that the base's files hold, None where it is as the config says.
 
     Raises:
         UserError: a number of devices below 1, or a sharding that is not known.
@@ -163,28 +211,33 @@ def make_job(
     training, model = recipe.section("training") or {}, recipe.section("model") or {}
     quantization = recipe.section("quantization") or {}
     bits = 4 if quantization.get("load_in_4bit") else 8 if quantization.get("load_in_8bit") else 0
-    stored = ITEM_BYTES.get(str(config.get("dtype") or config.get("torch_dtype")), 4)
+    double = bool(quantization.get("bnb_4bit_use_double_quant"))
+    if prequantized := read_quantization(config):
+        bits, double = prequantized.bits, prequantized.double
+    stated = ITEM_BYTES.get(str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch."), 4)
     autocast = 2 if training.get("bf16") or training.get("fp16") else None
     asked = model.get("dtype")
     length, context = training.get("max_length"), config.get("max_position_embeddings")
     lengths = [number for number in (length, context) if number]
+    row_length = int(min(lengths, default=1024))
     checkpointing = training.get("activation_checkpointing", training.get("gradient_checkpointing"))
     return Job(
         source=source,
         config=config,
-        item_bytes=stored if asked in (None, "auto") else ITEM_BYTES.get(str(asked).removeprefix("torch."), 4),
-        stored_item_bytes=stored,
+        item_bytes=stated if asked in (None, "auto") else ITEM_BYTES.get(str(asked).removeprefix("torch."), 4),
+        stored_item_bytes=ITEM_BYTES.get(str(stored), stated),
         autocast_bytes=autocast,
         bits=bits,
-        double_quantized=bool(quantization.get("bnb_4bit_use_double_quant")),
+        double_quantized=double,
+        prequantized=prequantized is not None,
         adapter=recipe.section("adapter"),
-        length=int(min(lengths, default=1024)),
+        length=min(row_length, documents.row_length) if documents else row_length,
         batch=int(training.get("per_device_train_batch_size") or 8),
         accumulation=int(training.get("gradient_accumulation_steps") or 1),
         checkpointing=bool(checkpointing),
         optimizer=str(training.get("optim") or "adamw_torch_fused"),
         packed=bool(training.get("packing")),
-        supervised=1.0,
+        supervised=documents.supervised if documents else 1.0,
         device=device,
         speed=recipe.value("speed") != "off",
         devices=devices,
@@ -192,14 +245,20 @@ def make_job(
         attention=model.get("attn_implementation"),
         evaluation=recipe.section("evaluation") or {},
         arguments=training,
-        document_lengths=_document_lengths(recipe, training, int(min(lengths, default=1024))),
+        document_lengths=_document_lengths(recipe, training, row_length, documents),
+        span=documents.span if documents else None,
     )
 
 
-def _document_lengths(recipe: ResolvedRecipe, training: Mapping[str, Any], length: int) -> int:
+def _document_lengths(
+    recipe: ResolvedRecipe, training: Mapping[str, Any], length: int, documents: Documents | None
+) -> int:
     """Return how many lengths of documents a run meets: one where rows are taken to be full, else as many as it can."""
-    if recipe.value("data.dataset") is None:
+    if documents is None and recipe.value("data.dataset") is None:
         return 1
+    known, a_row = length, float(DOCUMENTS_A_ROW)
+    if documents is not None:
+        known, a_row = len(set(documents.lengths)), len(documents.lengths) / documents.row_count
     steps = int(training.get("max_steps") or -1)
-    rows = steps * int(training.get("gradient_accumulation_steps") or 1) * DOCUMENTS_A_ROW
-    return min(length, rows) if steps > 0 else length
+    rows = steps * int(training.get("gradient_accumulation_steps") or 1)
+    return min(known, math.ceil(rows * a_row)) if steps > 0 else known

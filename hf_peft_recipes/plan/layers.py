@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from hf_peft_recipes.plan.job import Job
-from hf_peft_recipes.plan.operations import INDEX, LinearSizes, Walk
+from hf_peft_recipes.plan.linears import LinearSizes, Walk
+from hf_peft_recipes.plan.operations import INDEX
 from hf_peft_recipes.plan.sizes import FLOAT32, Node, Value
 from hf_peft_recipes.plan.weights import Model
 
@@ -26,8 +27,10 @@ def walk_backbone(walk: Walk, model: Model, tokens: int) -> Value:
         def block(x: Value, at: int = layer) -> Value:
             return _layer(walk, model, at, x, cos, sin)
 
+        ledger.mark()
         checkpoints = job.checkpointing and ledger.recording
         hidden = walk.checkpointed(block, hidden) if checkpoints else block(hidden)
+    ledger.mark()
     final = "model.final_layernorm" if shape.traits.norm == "layer" else "model.norm"
     out = _norm(walk, model, final, hidden)
     del mask

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hf_peft_recipes.plan.operations import Walk
+from hf_peft_recipes.plan.linears import Walk
 from hf_peft_recipes.plan.sizes import FLOAT32, Value
 from hf_peft_recipes.plan.weights import Model
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from hf_peft_recipes.plan.job import Job
 from hf_peft_recipes.plan.shapes import Shape
-from hf_peft_recipes.plan.step import StepSizes, walk_evaluation, walk_step
+from hf_peft_recipes.plan.step import StepSizes, walk_evaluation, walk_step, walk_validation
 
 MIB = 2**20
 
@@ -106,10 +106,12 @@ def memory_of(job: Job, step: StepSizes, evaluation: int) -> Memory:
     return Memory(
         kept,
         {
+            # `models.load_base` puts weights straight where they belong; the adapter comes after them.
             "load": resident - parts["adapters"] - fixed["kernels"] + _loading_bytes(job, step),
             "train": sum(kept.values()),
             "evaluate": trained + evaluation,
-            # safetensors turns host tensors into bytes before it writes them.
+            # A checkpoint or `saving.save`: gradients are gone, safetensors turns what trains into bytes of the host
+            # before it writes them, torch writes the optimizer's states as they lie.
             "save": trained + saved,
         },
     )
@@ -122,7 +124,7 @@ def _constants(job: Job) -> Counter[str]:
         workspace = GPU_WORKSPACE_BYTES * (4 if hopper else 1)
         return Counter(libraries=GPU_CONTEXT_BYTES, workspace=workspace)
     constants = Counter(libraries=HOST_LIBRARIES_BYTES)
-    if job.bits and job.stored_item_bytes == job.item_bytes:
+    if job.bits and not job.prequantized and job.stored_item_bytes == job.item_bytes:
         # What is not quantised is a view of the file, which keeps all of the file's pages that were read.
         constants["mapped_files"] = job.quantized_elements * job.stored_item_bytes
     if job.by_document and job.autocast_bytes:
@@ -132,6 +134,8 @@ def _constants(job: Job) -> Counter[str]:
 
 def _loading_bytes(job: Job, step: StepSizes) -> int:
     """Return what loading takes beyond the weights that stay."""
+    if job.prequantized:
+        return 0
     if job.bits:
         # One weight whole in its own precision, and what quantising makes of it in float32.
         return step.largest_quantized * (job.stored_item_bytes + 4)
@@ -142,20 +146,33 @@ def _loading_bytes(job: Job, step: StepSizes) -> int:
 
 
 def evaluation_bytes(job: Job, shape: Shape) -> int:
-    """Return what scoring and answering held-out rows takes beyond weights and optimizer, at worst.
+    """Return what evaluation takes beyond weights and optimizer, at worst: of its three kinds, the largest.
 
-    Rows are taken to be as long as `max_length`, all their tokens scored, and answers asked for.
+    The Trainer watches the loss of rows that are packed as in training; gradients are gone by then. Before and after
+    training, `evaluation.score_rows` scores rows and has them answered: those are taken to be as long as `max_length`,
+    all their tokens scored, and answers asked for.
     """
+    share = 0.0 if job.on_cpu else GPU_FRAGMENTATION
+    sizes = [0]
+    if job.arguments.get("eval_strategy") not in (None, "no", False):
+        batch = int(job.arguments.get("per_device_eval_batch_size") or 8)
+        sizes.append(walk_validation(replace(job, batch=batch), shape))
     rows = job.evaluation.get("max_rows")
     rows = 1000 if rows is None else int(rows)
-    if rows == 0:
-        return 0
-    most = max(1, EVALUATION_LOGIT_BYTES // (4 * shape.vocabulary) // job.length)
-    tokens = min(rows, most) * job.length
-    scoring = walk_evaluation(job, replace(shape, layers=1), tokens, tokens)
-    batch = min(rows, int(job.evaluation.get("batch_size") or 32))
-    cache = batch * job.length * shape.layers * 2 * shape.key_width * (job.autocast_bytes or job.item_bytes)
-    share = 0.0 if job.on_cpu else GPU_FRAGMENTATION
-    return int(
-        (1 + share) * max(scoring, cache + walk_evaluation(job, replace(shape, layers=1), batch * job.length, batch))
-    )
+    if rows:
+        item_bytes = job.autocast_bytes or job.item_bytes
+        # A batch's logits have a limit, and a row is scored whole.
+        scored = min(rows, max(1, EVALUATION_LOGIT_BYTES // (4 * shape.vocabulary) // job.length))
+        sizes.append(_alone(job, shape, scored, scored * job.length))
+        answered = min(rows, int(job.evaluation.get("batch_size") or 32))
+        cache = answered * job.length * shape.layers * 2 * shape.key_width * item_bytes
+        sizes.append(cache + _alone(job, shape, answered, answered))
+    return int((1 + share) * max(sizes))
+
+
+def _alone(job: Job, shape: Shape, rows: int, scored: int) -> int:
+    """Return what a pass over padded rows takes, `scored` of their tokens with logits: nothing is packed."""
+    walked = walk_evaluation(replace(job, batch=rows, packed=False), shape, scored)
+    # A mask of every row's padding, and its numbers in one layer.
+    mask = 0 if job.flash else rows * job.length**2 * (1 + (job.autocast_bytes or job.item_bytes))
+    return walked + mask

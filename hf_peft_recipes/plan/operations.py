@@ -1,15 +1,13 @@
 """The operations that the layers of language models are made of, each with what it makes and what autograd saves of it.
 
 Sources: what is saved, torch's `tools/autograd/derivatives.yaml`; what autocast runs in which precision,
-`aten/src/ATen/autocast_mode.h`; LoRA, `peft/tuners/lora/layer.py` and `bnb.py`; 4-bit products,
-bitsandbytes' `autograd/_functions.py`.
+`aten/src/ATen/autocast_mode.h`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from hf_peft_recipes.plan.sizes import FLOAT32, Ledger, Node, Value, Weight, run_backward
@@ -18,26 +16,15 @@ INDEX = 8
 """Bytes of a token id, a position, an index."""
 
 
-@dataclass
-class LinearSizes:
-    """One linear layer with what an adapter adds to it."""
-
-    inputs: int
-    outputs: int
-    weight: Any
-    """A `Weight`, or the value that was made of one."""
-    bias: Weight | None = None
-    quantized: bool = False
-    lora: tuple[Weight, Weight] | None = None
-
-
-class Walk:
-    """Walks a step's operations for one device and precision."""
+class Operations:
+    """Walks operations for one device and precision."""
 
     def __init__(self, ledger: Ledger, tokens: int, autocast: int | None, kind: str) -> None:
         self.ledger, self.tokens, self.kind = ledger, tokens, kind
         self.autocast = autocast
         """Bytes of autocast's dtype, None without autocast."""
+        self.keeps_casts = True
+        """Whether autocast keeps the casts of trained weights: not in inference mode."""
         self._casts: dict[int, Value] = {}
 
     @contextmanager
@@ -59,7 +46,12 @@ class Walk:
     ) -> Value:
         """Return a new value; `backward` holds on to what is saved, where autograd records."""
         value = Value(self.ledger, elements, itemsize)
-        if self.ledger.recording and any(parent.node is not None for parent in parents):
+        if self.ledger.recording:
+            for parent in parents:
+                if parent.node is not None:
+                    break
+            else:
+                return value
             for kept in saved:
                 if isinstance(kept, Value):
                     kept.storage.move("activations")
@@ -212,74 +204,6 @@ class Walk:
 
         return self.make(elements, itemsize, list(parts), backward)
 
-    def product(self, x: Value, linear: LinearSizes) -> Value:
-        """Return `x` times a weight, in autocast's precision."""
-        rows = x.elements // linear.inputs
-        x = self.cast(x, self.autocast) if self.autocast else x
-        if linear.quantized:
-            return self._product_4bit(x, linear, rows)
-        weight = self._operand(linear.weight)
-        itemsize = x.itemsize
-        sizes = (x.elements, weight.elements, linear.outputs)
-        needs = [x.node is not None, weight.node is not None, linear.bias is not None and linear.bias.node is not None]
-        kept = (x if needs[1] else None, weight if needs[0] else None)
-
-        def backward(g: Value, _kept: Any = kept) -> list[Value | None]:
-            made = [self.fresh(size, itemsize) if need else None for size, need in zip(sizes, needs, strict=True)]
-            return made[:number]
-
-        number = 2 if linear.bias is None else 3
-        parents: list[Value | Weight] = [x, weight]
-        if linear.bias is not None:
-            parents.append(linear.bias)
-        return self.make(rows * linear.outputs, itemsize, parents, backward, kept)
-
-    def _product_4bit(self, x: Value, linear: LinearSizes, rows: int) -> Value:
-        dequantized, itemsize, elements = linear.inputs * linear.outputs * 2, x.itemsize, x.elements
-        self.ledger.spike("dequantization", dequantized)
-
-        def backward(g: Value) -> list[Value]:
-            with self.ledger.making("dequantization"):
-                weight = self.fresh(dequantized // 2, 2)
-            made = self.fresh(elements, itemsize)
-            del weight
-            return [made]
-
-        return self.make(rows * linear.outputs, itemsize, [x], backward)
-
-    def _operand(self, weight: Value | Weight) -> Value | Weight:
-        if self.autocast is None or weight.itemsize == self.autocast:
-            return weight
-        if weight.node is None:
-            cast: Value = self.cast(weight, self.autocast)
-            return cast
-        # Autocast keeps the cast of a leaf that is trained, and makes every other one anew.
-        if id(weight) not in self._casts:
-            self._casts[id(weight)] = self.cast(weight, self.autocast)
-        return self._casts[id(weight)]
-
-    def linear(self, x: Value, linear: LinearSizes) -> Value:
-        """Return the output of a linear layer, LoRA's part included."""
-        result = self.product(x, linear)
-        if linear.lora is None:
-            return result
-        itemsize = result.itemsize
-        if linear.quantized:
-            result = self.unary(result)  # peft clones it
-        # peft/tuners/lora/bnb.py asks for the GPU's autocast; elsewhere x goes to the adapter's precision.
-        if not (linear.quantized and self.kind == "cuda" and self.autocast):
-            x = self.cast(x, linear.lora[0].itemsize)
-        down, up = linear.lora
-        rank = down.elements // linear.inputs
-        low = self.product(x, LinearSizes(linear.inputs, rank, down))
-        wide = self.product(low, LinearSizes(rank, linear.outputs, up))
-        del low
-        scaled = self.unary(wide)
-        del wide
-        if linear.quantized:
-            scaled = self.cast(scaled, itemsize)
-        return self.cast(self.add(result, scaled), itemsize)
-
     def attend(self, q: Value, k: Value, v: Value, heads: int, copies: bool, score_bytes: int = 0) -> Value:
         """Return the attention's output from a kernel that keeps no scores, only a sum a query and head.
 
@@ -312,10 +236,13 @@ class Walk:
     def checkpointed(self, block: Callable[[Value], Value], x: Value) -> Value:
         """Return the block's output, all that it saves made anew on the way back (Chen et al. 2016, arXiv:1604.06174).
 
-        `torch.utils.checkpoint` without re-entry: only the block's input is kept.
+        `torch.utils.checkpoint` without re-entry: only the block's input is kept, and what
+        a context holds as its attribute, which checkpointing does not see.
         """
         with self.ledger.not_recording():
+            self.ledger.pinned = []
             out = block(x)
+            pinned, self.ledger.pinned = self.ledger.pinned, None
 
         def backward(g: Value, _kept: Value = x) -> list[Value | None]:
             leaf = Node(self.ledger, [], None)
@@ -328,6 +255,7 @@ class Walk:
 
         # A block is trained through even where its input asks for no gradient.
         out.node = Node(self.ledger, [x], backward)
+        out.node.keep(pinned)
         x.storage.move("activations")
         return out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -119,6 +120,15 @@ class Shape:
         """Return whether the layer routes its tokens to experts."""
         return bool(self.experts) and layer not in self.dense_layers
 
+    def layer_kinds(self) -> dict[int, int]:
+        """Return one layer of each kind, and how many there are of it."""
+        firsts: dict[bool, int] = {}
+        counts: Counter[bool] = Counter()
+        for layer in range(self.layers):
+            firsts.setdefault(self.has_experts(layer), layer)
+            counts[self.has_experts(layer)] += 1
+        return {layer: counts[kind] for kind, layer in firsts.items()}
+
     def layer_tensors(self, layer: int) -> Iterator[Tensor]:
         """Yield the weights of one layer, named from the layer on."""
         hidden, traits = self.hidden, self.traits
@@ -169,6 +179,9 @@ class Shape:
         for layer in range(self.layers):
             for tensor in self.layer_tensors(layer):
                 yield replace(tensor, name=f"model.layers.{layer}.{tensor.name}")
+        yield from self._after_layers()
+
+    def _after_layers(self) -> Iterator[Tensor]:
         final = "final_layernorm" if self.traits.norm == "layer" else "norm"
         yield from self._norm(f"model.{final}")
         if not self.tied:
@@ -178,17 +191,28 @@ class Shape:
 
     def parameters(self) -> int:
         """Return how many parameters the model has."""
-        return sum(tensor.elements for tensor in self.tensors())
+        layers = sum(
+            count * sum(tensor.elements for tensor in self.layer_tensors(layer))
+            for layer, count in self.layer_kinds().items()
+        )
+        return self.vocabulary * self.hidden + layers + sum(tensor.elements for tensor in self._after_layers())
+
+    def linear_elements(self) -> int:
+        """Return how many numbers linear layers hold, the head left out: what quantisation takes."""
+        return sum(
+            count * sum(tensor.elements for tensor in self.layer_tensors(layer) if tensor.linear)
+            for layer, count in self.layer_kinds().items()
+        )
 
     def active_products(self) -> tuple[int, int]:
         """Return the weights that a token is multiplied with: in linear layers and experts, and in the head."""
         inner = 0
-        for layer in range(self.layers):
+        for layer, count in self.layer_kinds().items():
             for tensor in self.layer_tensors(layer):
                 if tensor.name.startswith("mlp.experts."):
-                    inner += tensor.elements * self.experts_per_token // self.experts
+                    inner += count * tensor.elements * self.experts_per_token // self.experts
                 elif tensor.linear or tensor.name == "mlp.gate.weight":
-                    inner += tensor.elements
+                    inner += count * tensor.elements
         return inner, self.vocabulary * self.hidden
 
 

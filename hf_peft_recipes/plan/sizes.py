@@ -8,34 +8,63 @@ rule of torch's engine (`torch/csrc/autograd/engine.cpp`): the latest ready node
 
 from __future__ import annotations
 
+import gc
 import heapq
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 FLOAT32 = 4
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep the garbage collector from walking through the block's values: they die as their last holder lets go."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@dataclass
+class Stage:
+    """One stretch of a walk: what was alive at its beginning, and at its peak."""
+
+    start_parts: dict[str, int]
+    start_made_bytes: int
+    peak_bytes: int = 0
+    peak_parts: dict[str, int] = field(default_factory=dict)
+    kept_bytes: int = 0
+    """What nodes hold that let go of it only when the way back is over."""
+
+
 class Ledger:
-    """The bytes alive, by part, and the parts of the highest sum."""
+    """The bytes alive, by part, and the parts of the highest sum of every stage."""
 
     def __init__(self) -> None:
-        self.parts: Counter[str] = Counter()
+        self.parts: defaultdict[str, int] = defaultdict(int)
         self.live_bytes = 0
-        self.peak_bytes = 0
-        self.peak_parts: Counter[str] = Counter()
         self.made_bytes = 0
         """All that operations made, alive or gone."""
         self.part = "workspace"
         """What is made now counts as this."""
         self.recording = True
         """Whether autograd records: not within a checkpointed block's first pass, nor in evaluation."""
-        self._numbers = 0
-
-    def number(self) -> int:
-        """Return the next number in the order of operations."""
-        self._numbers += 1
-        return self._numbers
+        self.pinned: list[Value] | None = None
+        """What contexts hold on to in a checkpointed block's first pass, where nothing else is kept."""
+        self.numbers = 0
+        """Of operations so far."""
+        self.stages = [Stage({}, 0)]
+        self.marks: list[int] = []
+        """The number of operations at each stage of the way forward: the way back passes them again."""
+        self.peak_bytes = 0
+        """Of this stage."""
+        self.at_peak = False
+        """Whether what is alive now is this stage's peak."""
 
     @contextmanager
     def making(self, part: str) -> Iterator[None]:
@@ -56,28 +85,69 @@ class Ledger:
             self.recording = before
 
     def add(self, part: str, size_bytes: int) -> None:
-        """Count bytes that begin to live, or, when negative, cease to."""
+        """Count bytes that begin to live."""
         self.parts[part] += size_bytes
         self.live_bytes += size_bytes
         if self.live_bytes > self.peak_bytes:
-            self.peak_bytes, self.peak_parts = self.live_bytes, self.parts.copy()
+            self.peak_bytes, self.at_peak = self.live_bytes, True
+
+    def remove(self, part: str, size_bytes: int) -> None:
+        """Count bytes that cease to live."""
+        if self.at_peak:
+            self.leave_peak()
+        self.parts[part] -= size_bytes
+        self.live_bytes -= size_bytes
 
     def spike(self, part: str, size_bytes: int) -> None:
         """Count bytes that live within one operation only."""
         self.made_bytes += size_bytes
         self.add(part, size_bytes)
-        self.add(part, -size_bytes)
+        self.remove(part, size_bytes)
+
+    def leave_peak(self) -> None:
+        """Keep the parts of the peak: only when something goes is it known to be one."""
+        stage = self.stages[-1]
+        stage.peak_bytes, stage.peak_parts, self.at_peak = self.peak_bytes, dict(self.parts), False
+
+    def mark(self) -> None:
+        """Begin a stage of the way forward."""
+        self.marks.append(self.numbers)
+        self.begin_stage()
+
+    def pass_marks(self, number: int) -> None:
+        """Begin the stage of the way back that the operation `number` belongs to."""
+        while self.marks and number <= self.marks[-1]:
+            self.marks.pop()
+            self.begin_stage()
+
+    def begin_stage(self) -> None:
+        """Keep the peak of what has been, and begin another."""
+        if self.at_peak:
+            self.leave_peak()
+        self.stages.append(Stage(dict(self.parts), self.made_bytes))
+        self.peak_bytes, self.at_peak = self.live_bytes, True
+
+    def close(self) -> Stage:
+        """Return the stage with the highest peak, now that the walk is over."""
+        if self.at_peak:
+            self.leave_peak()
+        return max(self.stages, key=lambda stage: stage.peak_bytes)
 
 
 class Storage:
     """Memory that one or more values look at."""
 
-    __slots__ = ("ledger", "part", "size_bytes")
+    __slots__ = ("is_kept", "ledger", "part", "size_bytes")
 
     def __init__(self, ledger: Ledger, size_bytes: int) -> None:
-        self.ledger, self.size_bytes, self.part = ledger, size_bytes, ledger.part
+        self.ledger, self.size_bytes, self.is_kept = ledger, size_bytes, False
+        self.part = part = ledger.part
         ledger.made_bytes += size_bytes
-        ledger.add(self.part, size_bytes)
+        # `Ledger.add`, and below `Ledger.remove`, without the call: a plan makes ten thousands of these.
+        ledger.parts[part] += size_bytes
+        ledger.live_bytes = live = ledger.live_bytes + size_bytes
+        if live > ledger.peak_bytes:
+            ledger.peak_bytes, ledger.at_peak = live, True
 
     def move(self, part: str) -> None:
         """Count the memory as `part` from now on, unless it stands for something already."""
@@ -87,7 +157,11 @@ class Storage:
             self.part = part
 
     def __del__(self) -> None:
-        self.ledger.add(self.part, -self.size_bytes)
+        ledger = self.ledger
+        if ledger.at_peak:
+            ledger.leave_peak()
+        ledger.parts[self.part] -= self.size_bytes
+        ledger.live_bytes -= self.size_bytes
 
 
 Backward = Callable[["Value"], Sequence["Value | None"]]
@@ -96,12 +170,23 @@ Backward = Callable[["Value"], Sequence["Value | None"]]
 class Node:
     """One operation on the way back: it lets go of what it saved once it has run."""
 
-    __slots__ = ("backward", "number", "parents")
+    __slots__ = ("backward", "kept", "number", "parents")
 
     def __init__(self, ledger: Ledger, parents: Sequence[Value | Weight], backward: Backward | None) -> None:
-        self.number = ledger.number()
+        ledger.numbers += 1
+        self.number = ledger.numbers
         self.parents = [parent.node for parent in parents]
         self.backward = backward
+        self.kept: Sequence[Value] = ()
+
+    def keep(self, values: Sequence[Value]) -> None:
+        """Hold on to values as an attribute of a `Function`'s context does: longer than what is saved for backward."""
+        self.kept = values
+        for storage in (value.storage for value in values):
+            storage.move("activations")
+            if not storage.is_kept:
+                storage.is_kept = True
+                storage.ledger.stages[-1].kept_bytes += storage.size_bytes
 
     def receive(self, gradient: Value) -> bool:
         """Return whether the gradient ends here, as it does at a weight."""
@@ -161,12 +246,15 @@ def run_backward(ledger: Ledger, root: Node | None, gradient: Value, into: Node 
     buffers: dict[Node, Value] = {}
     ready: list[tuple[int, Node]] = []
     arrived: Value | None = None
+    marks = ledger.marks
     if root is not None:
         buffers[root] = gradient
         ready.append((-root.number, root))
     del gradient
     while ready:
         node = heapq.heappop(ready)[1]
+        if marks and node.number <= marks[-1]:
+            ledger.pass_marks(node.number)
         given = buffers.pop(node)
         backward, node.backward = node.backward, None
         gradients = list(backward(given)) if backward else []

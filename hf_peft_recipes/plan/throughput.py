@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hf_peft_recipes.plan.job import Job
 from hf_peft_recipes.plan.profiles import Profile
@@ -35,11 +35,13 @@ def product_flops(job: Job, shape: Shape) -> float:
     """
     layers, head = shape.active_products()
     adapters = 0
-    for layer in range(shape.layers):
+    kinds = dict.fromkeys(range(shape.layers), 1) if job.tells_layers_apart else shape.layer_kinds()
+    for layer, count in kinds.items():
         for tensor in shape.layer_tensors(layer):
-            if job.adapts(tensor) and not tensor.stacked:
-                adapters += int((job.adapter or {}).get("r") or 8) * (tensor.rows + tensor.columns)
-    attention = 2 * job.length * shape.query_width * shape.layers
+            named = replace(tensor, name=f"model.layers.{layer}.{tensor.name}")
+            if job.adapts(named) and not tensor.stacked:
+                adapters += count * int((job.adapter or {}).get("r") or 8) * (tensor.rows + tensor.columns)
+    attention = 2 * job.attention_span * shape.query_width * shape.layers
     weights = layers + head * (job.supervised if job.own_head or job.device.kind == "cuda" else 1.0)
     flops = (4 if job.adapter else 6) * weights + 6 * adapters + 3.5 * attention
     if job.checkpointing:

@@ -23,10 +23,10 @@ from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.plan.job import Job
 from hf_peft_recipes.plan.live import LiveBytes
 from hf_peft_recipes.plan.optimizers import optimizer_bytes
+from hf_peft_recipes.plan.quantized import DTYPES, quantization_tensors, quantize_layers
 from hf_peft_recipes.speed.loss_head import TokenScores
 
 _ATTENTION = "sizes_of_a_kernel"
-_DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def trace_step(job: Job) -> Traced:
     model = build(job)
     live = LiveBytes()
     live.hold([*model.parameters(), *model.buffers()])
-    live.hold(_quantization_tensors(model))
+    live.hold(quantization_tensors(model))
     weights = live.live_bytes
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     states = optimizer_bytes(job.optimizer, [parameter.numel() for parameter in trained], trained[0].element_size())
@@ -78,7 +78,8 @@ def build(job: Job) -> Any:
     Raises:
         UserError: as `trace_step` raises it.
     """
-    config_values = dict(job.config)
+    # What is quantised is put in its place here, without weights.
+    config_values = {key: value for key, value in job.config.items() if key != "quantization_config"}
     kind = str(config_values.pop("model_type", None))
     if kind not in CONFIG_MAPPING:
         raise UserError(
@@ -90,12 +91,12 @@ def build(job: Job) -> Any:
         AttentionMaskInterface.register(_ATTENTION, lambda *_, **__: None)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
-                config, dtype=_DTYPES[job.item_bytes], attn_implementation=_ATTENTION
+                config, dtype=DTYPES[job.item_bytes], attn_implementation=_ATTENTION
             )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"model {job.source!r} cannot be traced: {str(error).splitlines()[0]}") from None
     if job.bits:
-        _quantize(model, job)
+        quantize_layers(model, job)
     if job.adapter:
         model = add_adapter(model, job.adapter, "CAUSAL_LM")
     model.train()
@@ -138,7 +139,7 @@ def _loss(job: Job, model: Any) -> torch.Tensor:
 
 def _attention(job: Job) -> Any:
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    dtype = _DTYPES[job.autocast_bytes or job.item_bytes]
+    dtype = DTYPES[job.autocast_bytes or job.item_bytes]
 
     def attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, **options: Any) -> Any:
         query, key, value = (x.to(dtype) for x in (query, key, value))
@@ -166,7 +167,7 @@ class _Autocast(TorchFunctionMode):
 
     def __init__(self, job: Job) -> None:
         super().__init__()
-        self._dtype = _DTYPES[job.autocast_bytes] if job.autocast_bytes else None
+        self._dtype = DTYPES[job.autocast_bytes] if job.autocast_bytes else None
         self._kind = job.device.kind
         self._kept: dict[int, torch.Tensor] = {}
 
@@ -218,6 +219,8 @@ def _stand_ins(job: Job) -> Iterator[None]:
         # Torch knows the sizes of grouped products in bfloat16 only.
         patches.append(mock.patch.object(moe, "_can_use_grouped_mm", lambda *_: False))
     if cuda:
+        # Torch's own kernel for GPUs keeps a mask of bytes; the meta device would take the CPU's way.
+        patches.append(mock.patch.object(functional, "dropout", _dropout))
         # Triton works in place on a tile.
         patches += [
             mock.patch.object(chunked_logprob, "_use_triton", lambda _: True),
@@ -232,88 +235,8 @@ def _stand_ins(job: Job) -> Iterator[None]:
         yield
 
 
-class _Product4Bit(torch.autograd.Function):
-    """The sizes of bitsandbytes' product with a 4-bit weight: made whole for a moment, on both ways."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-        ctx.sizes = (rows, columns)
-        weight = torch.empty((rows, columns), dtype=x.dtype, device=x.device)
-        return x @ weight.T
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return gradient @ torch.empty(ctx.sizes, dtype=gradient.dtype, device=gradient.device), None, None
-
-
-def _quantize(model: Any, job: Job) -> None:
-    """Put 4-bit or 8-bit layers of bitsandbytes in place of the linear ones, but for the head, as transformers does."""
-    import bitsandbytes as bnb
-    from transformers.quantizers.quantizers_utils import get_module_from_name
-
-    if job.bits != 4:
-        raise UserError("a base in 8 bits can neither be walked through nor traced: bitsandbytes needs its weights")
-    head = model.get_output_embeddings()
-    for name, module in [*model.named_modules()]:
-        if not isinstance(module, torch.nn.Linear) or module is head:
-            continue
-        with torch.device("meta"):
-            layer = bnb.nn.Linear4bit(
-                module.in_features, module.out_features, module.bias is not None, torch.bfloat16,
-                job.double_quantized, "nf4",
-            )  # fmt: skip
-        packed = torch.empty((-(-module.weight.numel() // 2), 1), dtype=torch.uint8, device="meta")
-        layer.weight = bnb.nn.Params4bit(packed, requires_grad=False, quant_type="nf4", bnb_quantized=True)
-        layer.weight.quant_state = _quantization_state(module.weight.numel(), job.double_quantized)
-        layer.bias = module.bias
-        layer.original_shape = (module.out_features, module.in_features)
-        layer.forward = _forward_4bit(layer, job)
-        parent, child = get_module_from_name(model, name)
-        setattr(parent, child, layer)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    model.is_loaded_in_4bit = True
-
-
-def _forward_4bit(layer: Any, job: Job) -> Any:
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        before = x.dtype
-        x = x.to(_DTYPES[job.autocast_bytes or job.item_bytes])
-        out = _Product4Bit.apply(x, *layer.original_shape)
-        out = out if layer.bias is None else out + layer.bias.to(out.dtype)
-        return out if job.autocast_bytes else out.to(before)
-
-    return forward
-
-
-def _quantization_state(elements: int, double: bool) -> Any:
-    from bitsandbytes.functional import QuantState
-
-    def empty(count: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(count, dtype=dtype, device="meta")
-
-    blocks = -(-elements // 64)
-    code = empty(16, torch.float32)
-    if not double:
-        return QuantState(absmax=empty(blocks, torch.float32), code=code, blocksize=64, quant_type="nf4")
-    nested = QuantState(absmax=empty(-(-blocks // 256), torch.float32), code=empty(256, torch.float32), blocksize=256)
-    return QuantState(
-        absmax=empty(blocks, torch.uint8), code=code, blocksize=64, quant_type="nf4", offset=empty(1, torch.float32),
-        state2=nested,
-    )  # fmt: skip
-
-
-def _quantization_tensors(model: Any) -> Iterator[torch.Tensor]:
-    for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None)
-        for holder in (state, getattr(state, "state2", None)):
-            for tensor in (
-                getattr(holder, "absmax", None),
-                getattr(holder, "code", None),
-                getattr(holder, "offset", None),
-            ):
-                if tensor is not None:
-                    yield tensor
+def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    return torch.native_dropout(x, p, True)[0] if training and p else x
 
 
 def _elements(parameter: Any) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from hf_peft_recipes.plan.job import Job
-from hf_peft_recipes.plan.operations import LinearSizes
-from hf_peft_recipes.plan.shapes import Shape, Tensor, four_bit_bytes
+from hf_peft_recipes.plan.linears import LinearSizes
+from hf_peft_recipes.plan.shapes import Shape, Tensor
 from hf_peft_recipes.plan.sizes import FLOAT32, Weight
 
 
@@ -22,6 +22,7 @@ class Model:
         self.linears: dict[str, LinearSizes] = {}
         adapter = job.adapter or {}
         rank = int(adapter.get("r") or 8)
+        dropout, whole = bool(adapter.get("lora_dropout")), set(adapter.get("modules_to_save") or ())
         for tensor in shape.tensors():
             self._hold(tensor)
             if not (tensor.linear or tensor.stacked):
@@ -34,21 +35,37 @@ class Model:
                 sizes = (own * max(1, tensor.stacked) * tensor.columns, own * tensor.rows)
                 lora = (self._trained(sizes[0], FLOAT32), self._trained(sizes[1], FLOAT32))
                 self.bytes["adapters"] += sum(sizes) * FLOAT32
-            weight = self.weights[tensor.name]
-            linear = LinearSizes(tensor.columns, tensor.rows, weight, None, job.quantizes(tensor), lora)
+            bits = job.bits if job.quantizes(tensor) else 0
+            linear = LinearSizes(tensor.columns, tensor.rows, self.weights[tensor.name], None, bits, lora, dropout)
+            if lora and adapter.get("use_dora"):
+                linear.magnitude = self._trained(tensor.rows, FLOAT32)
+                self.bytes["adapters"] += tensor.rows * FLOAT32
             self.linears[module] = linear
+        if job.extra_elements:
+            self.bytes["weights"] += job.extra_elements * job.item_bytes
+        if job.weight_bytes is not None:
+            self.bytes["weights"], self.bytes["weights_quantized"] = 0, job.weight_bytes
         for name, weight in self.weights.items():
             if name.endswith(".bias") and name.removesuffix(".bias") in self.linears:
                 self.linears[name.removesuffix(".bias")].bias = weight
+        embedding = self.weights["model.embed_tokens.weight"]
         # Untied or not, the head is one product; a tied one has the embedding's weight.
-        head = self.weights["model.embed_tokens.weight" if shape.tied else "lm_head.weight"]
+        head = self.weights.get("lm_head.weight", embedding)
+        # PEFT trains a copy in float32, and parts what is tied.
+        if "embed_tokens" in whole:
+            self.weights["model.embed_tokens.weight"] = self._copied(embedding)
+        if "lm_head" in whole:
+            head = self.weights["lm_head.weight"] = self._copied(head)
         self.head = LinearSizes(shape.hidden, shape.vocabulary, head)
+
+    def _copied(self, weight: Weight) -> Weight:
+        self.bytes["adapters"] += weight.elements * FLOAT32
+        return self._trained(weight.elements, FLOAT32)
 
     def _hold(self, tensor: Tensor) -> None:
         job = self.job
         if job.quantizes(tensor):
-            size = four_bit_bytes(tensor.elements, job.double_quantized) if job.bits == 4 else tensor.elements
-            self.bytes["weights_quantized"] += size
+            self.bytes["weights_quantized"] += job.quantized_bytes(tensor)
             self.weights[tensor.name] = Weight(tensor.elements, job.item_bytes, False)
             return
         self.bytes["weights"] += tensor.elements * job.item_bytes

@@ -41,6 +41,8 @@ def plan_view(plan: Mapping[str, Any]) -> Any:
     verdict = "[green]fits[/green]" if plan["fits"] else "[red]does not fit[/red]"
     table.add_row(f"{plan['device']}: {verdict}", _gib(plan["memory_bytes"]))
     lines = [_step(plan)]
+    if plan["data"]:
+        lines.append(_data(plan["data"]))
     if plan["tokens_per_second"]:
         bound = "arithmetic" if plan["bound"] == "arithmetic" else "memory traffic"
         hours = f", {plan['hours']:.2g} hours" if plan["hours"] else ""
@@ -100,6 +102,15 @@ def _step(plan: Mapping[str, Any]) -> str:
     return (
         f"{trainable:,} of {total:,} parameters train; {step['batch']} × {step['length']:,} tokens at a time, "
         f"{step['accumulation']} times a step{checkpointing}"
+    )
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    rows = f"{data['packed_rows']:,} packed rows" if data["packed_rows"] else "rows"
+    return (
+        f"{data['rows']:,} documents of {data['longest']:,} tokens at most: {data['tokens']:,} tokens, "
+        f"{data['supervised_tokens'] / data['tokens']:.0%} of them with loss, {rows} {data['fill']:.0%} full; "
+        f"{data['epochs']:.3g} × through them is {data['steps']:,} steps"
     )
 
 

@@ -1,0 +1,126 @@
+"""What the data are like, as a plan has it: tokens, the rows that they are packed into, the steps of the whole run."""
+
+from __future__ import annotations
+
+import math
+import random
+from bisect import bisect_left, insort
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.preflight import RunRequest, examine
+from hf_peft_recipes.rows import tokenize
+from hf_peft_recipes.spec import ResolvedRecipe
+
+PACKED_TOGETHER = 1000
+"""Documents that TRL packs at a time: `pack_dataset` maps over the data set in `datasets`' batches of that size."""
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The token rows of a data set, and what a run makes of them."""
+
+    lengths: tuple[int, ...]
+    """Tokens of every document, in the order of the data set."""
+    supervised_tokens: int
+    row_length: int
+    """Tokens of the longest row that a step meets: of packed documents, or of one."""
+    row_count: int
+    """Rows of an epoch: packed, or the documents themselves."""
+
+    @property
+    def tokens(self) -> int:
+        """Of an epoch."""
+        return sum(self.lengths)
+
+    @property
+    def supervised(self) -> float:
+        """Share of the tokens that carry loss."""
+        return self.supervised_tokens / self.tokens
+
+    @property
+    def span(self) -> float:
+        """Tokens of the document that a token stands in, on average over the tokens."""
+        return sum(length * length for length in self.lengths) / self.tokens
+
+    def steps(self, batch: int, accumulation: int, devices: int) -> int:
+        """Return the updates of an epoch, as transformers' Trainer counts them: a rest that is left over makes one too.
+
+        Args:
+            batch: rows of a micro-batch, on one device.
+            accumulation: micro-batches of an update.
+            devices: how many of them.
+        """
+        return math.ceil(math.ceil(self.row_count / (batch * devices)) / accumulation)
+
+    def positions(self, batch: int, packed: bool, seed: int = 0) -> int:
+        """Return the positions that an epoch runs through, the padding of rows that go together included.
+
+        Args:
+            batch: rows of a micro-batch.
+            packed: whether documents lie in rows without padding.
+            seed: of the order.
+        """
+        if packed or batch == 1:
+            return self.tokens
+        order = list(self.lengths)
+        random.Random(seed).shuffle(order)
+        groups = (order[start : start + batch] for start in range(0, len(order), batch))
+        return sum(len(group) * max(group) for group in groups)
+
+
+def look_at_documents(recipe: ResolvedRecipe, request: RunRequest) -> Documents:
+    """Return what the recipe's data are like, tokenised as a run would and from its cache. Loads no weights.
+
+    Args:
+        recipe: resolved.
+        request: with `dry_run`, so that no folder is asked for; it may hold the caller's objects.
+
+    Raises:
+        UserError: as a run raises it for its data; a stream, whose end is not known.
+    """
+    if recipe.value("data.streaming"):
+        raise UserError("plan --data looks at every row; leave --data.streaming out")
+    tokenized = tokenize(recipe, request, examine(recipe, request))
+    lengths, supervised = _counted(tokenized.rows.train)
+    training: Mapping[str, Any] = recipe.section("training") or {}
+    if not training.get("packing"):
+        return Documents(tuple(lengths), supervised, max(lengths), len(lengths))
+    count, longest = pack(lengths, tokenized.max_length or max(lengths))
+    return Documents(tuple(lengths), supervised, longest, count)
+
+
+def pack(lengths: Sequence[int], row_length: int) -> tuple[int, int]:
+    """Return into how many rows TRL packs the documents, and how many tokens the fullest has: best fit, longest first.
+
+    Args:
+        lengths: of the documents, none longer than a row.
+        row_length: tokens that a row has room for.
+    """
+    count = longest = 0
+    for start in range(0, len(lengths), PACKED_TOGETHER):
+        spaces: list[int] = []
+        for length in sorted(lengths[start : start + PACKED_TOGETHER], reverse=True):
+            at = bisect_left(spaces, length)
+            new = at == len(spaces)
+            count += new
+            space = (row_length if new else spaces.pop(at)) - length
+            longest = max(longest, row_length - space)
+            if space:
+                insort(spaces, space)
+    return count, longest
+
+
+def _counted(train: Any) -> tuple[list[int], int]:
+    """Return the length of every token row, and how many tokens carry loss in all."""
+    import pyarrow.compute as compute
+
+    from hf_peft_recipes.data.rendering import IGNORED
+
+    lengths, supervised = list[int](), 0
+    for table in train.with_format("arrow").iter(batch_size=1000):
+        lengths += compute.list_value_length(table["input_ids"]).to_pylist()
+        supervised += compute.sum(compute.not_equal(compute.list_flatten(table["labels"]), IGNORED)).as_py()
+    return lengths, supervised
