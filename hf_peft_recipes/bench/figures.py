@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_peft_recipes.api import Recipe
-from hf_peft_recipes.measure.clock import Step, rates
+
+# The clock brings torch, and who starts measurements holds nothing that they would have to share a GPU with.
+if TYPE_CHECKING:
+    from hf_peft_recipes.measure.clock import Step
 
 
 def figures_of(recipe: Recipe, model: Path, measured: Mapping[str, Any], warmup: int) -> dict[str, Any]:
@@ -24,6 +27,8 @@ def figures_of(recipe: Recipe, model: Path, measured: Mapping[str, Any], warmup:
         measured: of the run's record, with its `series`.
         warmup: steps that are left out.
     """
+    from hf_peft_recipes.measure.clock import Step, rates
+
     series = measured["series"]
     steps = [Step(*values) for values in zip(*(series[name] for name in Step.__annotations__), strict=True)]
     timed = steps[warmup:]
