@@ -93,7 +93,7 @@ def counting(run=None, seconds=0.0, names="abc"):
         return run(task) if run else {"status": "done"}
 
     cells = [Task(name) for name in names]
-    return Part(lambda place: cells, noted, lambda task: seconds, lambda task: []), ran
+    return Part(lambda place: cells, noted, lambda task, place: seconds, lambda task: []), ran
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_plan_trains_from_files_in_four_bits(tmp_path, models, monkeypatch):
 
 @pytest.mark.slow
 def test_contenders_take_turns_and_who_is_not_there_is_named(tmp_path, models, monkeypatch):
-    monkeypatch.setitem(throughput.CONTENDERS, "qlora", ("ours", "unsloth"))
+    monkeypatch.setitem(throughput.RIVALS, "qlora", ("unsloth",))
     line = one("recipes", tmp_path, models, monkeypatch)
     assert line["status"] == "partial", line
     assert [(run["contender"], run["turn"]) for run in line["runs"]] == [("ours", 1), ("ours", 2)]
@@ -254,7 +254,7 @@ def test_no_cell_is_begun_that_would_take_longer_than_what_is_left(tmp_path):
     ran = []
     timed = Part(
         lambda place: cells, lambda task, place: ran.append(task.name) or {"status": "done"},
-        lambda task: float(task.size), lambda task: [],
+        lambda task, place: float(task.size), lambda task: [],
     )  # fmt: skip
     found = run_part(timed, place(tmp_path), ledger(tmp_path), 60)
     assert ran == ["short"] and found.left == ["long"]
@@ -281,6 +281,15 @@ def test_models_go_when_no_later_cell_needs_them(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**20))
     here.make_room([("l", False)], [("m", True), ("tiny", False)])
     assert not list(here.models.iterdir())
+
+
+@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("gpu", ["H100", "H200"])
+def test_every_cell_has_time_in_eight_minutes(tmp_path, name, gpu):
+    here = Place(tmp_path, named_device(gpu), peer_site=tmp_path)
+    cells = PARTS[name].cells(here)
+    assert max(PARTS[name].seconds(cell, here) for cell in cells) < 8 * 60
+    assert len({cell.name for cell in cells}) == len(cells)
 
 
 def test_every_recipe_of_the_registry_is_in_smoke(tmp_path):
@@ -376,7 +385,7 @@ def test_who_cannot_run_is_told_apart_from_who_fails():
 
 
 def test_every_contender_can_be_built():
-    named = {name for line in throughput.CONTENDERS.values() for name in line} | set(peers.CONTENDERS)
+    named = {name for line in throughput.RIVALS.values() for name in line} | set(peers.CONTENDERS)
     assert named <= set(contenders.BUILDERS)
 
 

@@ -23,7 +23,10 @@ Without a network. The suite needs torch, transformers, peft, trl, accelerate, b
 (with pyarrow, pandas, xxhash, dill and multiprocess), and what `hf_peft_recipes train` needs beside them: typer, rich,
 jinja2, pyyaml, psutil, numpy, tqdm, scikit-learn (with scipy) and matplotlib. What an image lacks of these travels as
 wheels: `pip download --no-deps` for its Python here, `pip install --no-index --no-deps --target SITE *.whl` there, and
-`PYTHONPATH=SITE:$PWD`. Where the checkout has come without its git folder, `--commit` says what it is.
+`PYTHONPATH=SITE:$PWD`. An image with torch 2.11, transformers 5.17, accelerate 1.15, huggingface_hub 1.33, pyarrow,
+pandas, xxhash and the rest of what `train` needs lacks 7 MB: trl==1.16.0 peft==0.21.2 datasets==5.2.0 dill==0.4.1
+multiprocess==0.70.19 typer==0.28.0, and bitsandbytes==0.50.2 with the one CUDA library that is used there. Where the
+checkout has come without its git folder, `--commit` says what it is.
 
 Models are made there from a config, with random weights; `--scratch` names a folder that has 64 GB for them. Those that
 no later cell needs are removed.

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import benchmarks.gpu
@@ -38,19 +39,27 @@ def main(words: list[str] | None = None) -> int:
             scratch = options.scratch or Path(folder)
             scratch.mkdir(parents=True, exist_ok=True)
             place = Place(scratch.resolve(), device, options.dry_run, options.peer_site)
-            failed = [line["name"] for name in options.part for line in _run(name, place, options) if _failed(line)]
+            lines = [
+                line
+                for number, name in enumerate(options.part)
+                for line in _run(name, place, options, options.part[number + 1 :])
+            ]
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    return 1 if failed else 0
+    return 1 if any(line["status"] in ("failed", "differs") for line in lines) else 0
 
 
-def _run(name: str, place: Place, options: argparse.Namespace) -> list[Line]:
+def _run(name: str, place: Place, options: argparse.Namespace, others: Sequence[str]) -> list[Line]:
+    """Return what was measured of the part; `others` come after it."""
     ledger = Ledger(
         options.out / f"{name}.jsonl", COMMITTED / f"{name}.jsonl", options.keep,
         options.commit or commit_of(Path(__file__).parent), options.dry_run,
     )  # fmt: skip
-    outcome = run_part(PARTS[name], place, ledger, 60 * options.minutes, lambda line: print(_told(line), flush=True))
+    after = [model for other in others for cell in PARTS[other].cells(place) for model in PARTS[other].models(cell)]
+    outcome = run_part(
+        PARTS[name], place, ledger, 60 * options.minutes, lambda line: print(_told(line), flush=True), after
+    )  # fmt: skip
     print(f"{name}: {_summary(outcome)}", flush=True)
     return outcome.lines
 
@@ -93,10 +102,6 @@ def _summary(outcome: Outcome) -> str:
     if outcome.left:
         told += f", {len(outcome.left)} left for want of time ({outcome.left[0]} …): run the same command again"
     return told
-
-
-def _failed(line: Line) -> bool:
-    return bool(line["status"] in ("failed", "differs"))
 
 
 def _parser() -> argparse.ArgumentParser:

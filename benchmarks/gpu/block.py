@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.gpu.place import Place
@@ -36,8 +36,9 @@ class Block:
 
     @property
     def name(self) -> str:
-        """`lora-8b-4096-off`."""
+        """`lora-8b-4096-off-trl_best`."""
         words = [self.recipe, self.shape, str(self.length), "on" if self.checkpointing else "off"]
+        words += self.contenders[1:]
         return "-".join([*words, *(["best"] if self.best else [])])
 
     def cell(self) -> Cell:
@@ -122,11 +123,6 @@ def largest_difference(left: Sequence[float], right: Sequence[float]) -> float |
     if len(left) != len(right) or not left:
         return None
     return max(abs(one - other) / max(abs(other), 1e-9) for one, other in zip(left, right, strict=True))
-
-
-def agreement(block: Block, place: Place, sites: Mapping[str, str], steps: int = 5) -> Line:
-    """Return the line of a few steps of each contender once, for their losses and gradient norms alone."""
-    return run_block(replace(block, warmup=0, steps=steps, turns=1), place, sites)
 
 
 def _status(runs: Sequence[Mapping[str, Any]], away: Mapping[str, str]) -> str:

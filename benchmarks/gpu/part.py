@@ -26,8 +26,8 @@ class Part:
     """Most telling first."""
     run: Callable[[Any, Place], Line]
     """Returns what the cell adds to its line, its `status` at least."""
-    seconds: Callable[[Any], float]
-    """How long a cell will take, models included: a rough guess on the safe side."""
+    seconds: Callable[[Any, Place], float]
+    """How long a cell will take, models that are not there yet included: a rough guess on the safe side."""
     models: Callable[[Any], Iterable[Model]]
     """That a cell needs on the disk."""
     wanted: Callable[[Any, Place], bool] = _all
@@ -75,7 +75,12 @@ class Ledger:
 
 
 def run_part(
-    part: Part, place: Place, ledger: Ledger, seconds: float, told: Callable[[Line], None] = lambda line: None
+    part: Part,
+    place: Place,
+    ledger: Ledger,
+    seconds: float,
+    told: Callable[[Line], None] = lambda line: None,
+    after: Iterable[Model] = (),
 ) -> Outcome:
     """Run what has no result yet, as long as the time lasts.
 
@@ -85,21 +90,22 @@ def run_part(
         ledger: its results.
         seconds: that may pass; a cell that would take longer than what is left of them is not started.
         told: is called with each line.
+        after: models that are needed when the part is over.
 
     Raises:
         UserError: a result file that is none.
     """
-    started, outcome = time.monotonic(), Outcome()
+    started, outcome, after = time.monotonic(), Outcome(), list(after)
     order, outcome.known = ledger.rank(part.cells(place))
     for position, cell in enumerate(order):
-        if time.monotonic() - started + part.seconds(cell) > seconds:
+        if time.monotonic() - started + part.seconds(cell, place) > seconds:
             outcome.left.append(cell.name)
             continue
         if not part.wanted(cell, place):
             outcome.left_out.append(cell.name)
             continue
         later = [model for other in order[position + 1 :] for model in part.models(other)]
-        place.make_room(part.models(cell), later)
+        place.make_room(part.models(cell), [*later, *after])
         line = _line(part, cell, place) | {"commit": ledger.commit, "code": code_digest(), "dry_run": ledger.dry_run}
         ledger.write(line)
         outcome.lines.append(line)

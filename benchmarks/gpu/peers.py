@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from benchmarks.gpu import throughput
-from benchmarks.gpu.block import Block, agreement, run_block
+from benchmarks.gpu import planned, throughput
+from benchmarks.gpu.block import Block, run_block
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.place import Place
 from hf_peft_recipes.bench.suite import Line
@@ -34,7 +35,7 @@ def run(block: Block, place: Place) -> Line:
         return {"status": "unavailable", "error": f"unsloth: {NO_SITE}"}
     sites = {"unsloth": str(place.peer_site.resolve())}
     if not block.best:
-        line = agreement(block, place, sites, steps=2 if place.dry_run else 5)
+        line = run_block(shortened(block), place, sites)
         differences = line["compared"].get("unsloth")
         if line["unavailable"]:
             return line | {"status": "unavailable", "error": "; ".join(line["unavailable"].values())}
@@ -43,9 +44,22 @@ def run(block: Block, place: Place) -> Line:
     return run_block(block, place, sites)
 
 
+def shortened(block: Block) -> Block:
+    """Return the comparison of a few steps, once: for losses and gradient norms alone."""
+    return replace(block, warmup=0, steps=min(5, block.warmup + block.steps), turns=1)
+
+
 def _agree(differences: Line) -> bool:
     found = [differences[key] for key in ("loss_difference", "norm_difference")]
     return bool(differences["same_tokens"]) and all(value is not None and value <= TOLERANCE for value in found)
 
 
-PART = Part(cells, run, lambda block: 1.0 + throughput.seconds(block), throughput.models)
+def _seconds(block: Block, place: Place) -> float:
+    # The first look at losses is a turn of its own; without the other's packages nothing is run at all.
+    if place.peer_site is None:
+        return 0.0
+    looks = 0.0 if block.best else len(block.contenders) * planned.run_seconds(shortened(block).cell())
+    return looks + throughput.seconds(block, place)
+
+
+PART = Part(cells, run, _seconds, throughput.models)

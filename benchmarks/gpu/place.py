@@ -13,6 +13,9 @@ from hf_peft_recipes.device import Device
 Model = tuple[str, bool]
 """A shape, and whether its linear layers lie in NF4 on the disk."""
 
+WRITTEN_BYTES_A_SECOND = 0.7e9
+"""Of a model that is made: drawn, copied from the GPU, written."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -30,6 +33,14 @@ class Place:
     def models(self) -> Path:
         """The folder below which models lie."""
         return self.scratch / "models"
+
+    def making_seconds(self, models: Iterable[Model]) -> float:
+        """Return how long it takes to make those of the models that are not there yet, roughly."""
+        return sum(
+            15 + file_bytes(*model) / WRITTEN_BYTES_A_SECOND
+            for model in models
+            if not (model_folder(self.models, *model) / "config.json").is_file()
+        )
 
     def make_room(self, now: Iterable[Model], later: Iterable[Model]) -> None:
         """Remove models that no later cell needs, and others too where those of this cell would not fit beside them.

@@ -23,8 +23,8 @@ NOT_TENSORS = ("libraries", "fragmentation")
 """Parts of a plan that torch's allocator does not count as allocated."""
 ACCUMULATION = 2
 """Micro-batches of a step: gradients lie beside activations from the second on, and more of them only take time."""
-DISK_BYTES_A_SECOND = 0.5e9
-"""At which models are made and read, roughly."""
+START_SECONDS, READ_BYTES_A_SECOND, FLOPS = 25, 1.5e9, 300e12
+"""Of a process until it loads, of a model's files, of its steps: rough, on the safe side for a card of this class."""
 
 FIRST = (
     ("lora", "8b", 2048, False), ("qlora", "8b", 2048, False), ("full", "1b", 2048, False), ("qlora", "8b", 4096, True),
@@ -102,13 +102,17 @@ def write_config(folder: Path, cell: Cell) -> Path:
     return target
 
 
-def seconds(cell: Cell) -> float:
-    """Return how long a cell takes, roughly: imports, the model made and loaded, steps at a modest rate."""
-    size = file_bytes(cell.shape, cell.quantized_files)
-    tokens = (cell.warmup + cell.steps) * ACCUMULATION * cell.length
-    # Six operations a weight and token, at a quarter of what a card of this class does; weights by their bytes.
-    weights = file_bytes(cell.shape) / 2
-    return 30 + 2 * size / DISK_BYTES_A_SECOND + tokens * 6 * weights / 200e12
+def run_seconds(cell: Cell) -> float:
+    """Return how long one process takes, roughly: imports, the model loaded, the steps."""
+    tokens = (cell.warmup + cell.steps) * int(cell.overrides["gradient_accumulation_steps"]) * cell.length
+    # Operations a weight and token: forward and back 4 with frozen weights, 2 more for their gradients or a repetition.
+    operations = (6 if cell.recipe == "full" or cell.checkpointing else 4) * file_bytes(cell.shape) / 2 * tokens
+    return START_SECONDS + file_bytes(cell.shape, cell.quantized_files) / READ_BYTES_A_SECOND + operations / FLOPS
+
+
+def seconds(cell: Cell, place: Place) -> float:
+    """Return how long a cell takes, its model included."""
+    return run_seconds(cell) + place.making_seconds(models(cell))
 
 
 def models(cell: Cell) -> Iterable[Model]:

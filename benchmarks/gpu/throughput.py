@@ -10,32 +10,29 @@ from benchmarks.gpu.block import Block, run_block
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.place import Model, Place
 
-CONTENDERS = {
-    "lora": ("ours", "trl_best", "trl_defaults"),
-    "qlora": ("ours", "trl_qlora"),
-    "full": ("ours", "trl_best"),
-}
+RIVALS = {"lora": ("trl_best", "trl_defaults"), "qlora": ("trl_qlora",), "full": ("trl_best",)}
+"""Recipe to those that ours is held against, one at a time."""
 
 
 def cells(place: Place) -> Sequence[Block]:
     """Return the comparisons; full fine-tuning of the large model is checkpointed, else no card holds it."""
     if place.dry_run:
         # One whole A B A B, and a turn of each other contender.
-        tried = (("qlora", 2), ("lora", 1))
         return [
-            Block(recipe, "tiny", 64, CONTENDERS[recipe], warmup=1, steps=1, turns=turns) for recipe, turns in tried
+            Block(recipe, "tiny", 64, ("ours", *RIVALS[recipe]), warmup=1, steps=1, turns=turns)
+            for recipe, turns in (("qlora", 2), ("lora", 1))
         ]
-    order = product(("8b", "1b"), (4096, 2048), ("lora", "qlora", "full"))
     return [
-        Block(recipe, shape, length, CONTENDERS[recipe], checkpointing=(recipe, shape) == ("full", "8b"))
-        for shape, length, recipe in order
+        Block(recipe, shape, length, ("ours", rival), checkpointing=(recipe, shape) == ("full", "8b"))
+        for shape, length, recipe in product(("8b", "1b"), (4096, 2048), RIVALS)
+        for rival in RIVALS[recipe]
     ]
 
 
-def seconds(block: Block) -> float:
+def seconds(block: Block, place: Place) -> float:
     """Return how long a comparison takes: each process loads the model and makes its steps."""
-    cell = block.cell()
-    return block.turns * len(block.contenders) * (planned.seconds(cell) - 20) + 20
+    runs = block.turns * len(block.contenders)
+    return runs * planned.run_seconds(block.cell()) + place.making_seconds(models(block))
 
 
 def wanted(block: Block, place: Place) -> bool:
