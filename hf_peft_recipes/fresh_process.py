@@ -1,8 +1,9 @@
-"""The command line in a process of its own: as a user would start it, whatever launched this one."""
+"""A module, the command line for one, in a process of its own: as a user would start it, whatever launched this one."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -21,13 +22,24 @@ def run_verb(*words: str) -> Finished:
     Args:
         words: a verb and its flags.
     """
+    return run_module("hf_peft_recipes", *words)
+
+
+def run_module(module: str, *words: str, paths: Sequence[str] = ()) -> Finished:
+    """Return the finished process of `python -m module` with these words.
+
+    Args:
+        module: dotted name.
+        words: its command line.
+        paths: folders whose packages go before the installed ones.
+    """
     environment = {
         key: value for key, value in os.environ.items() if key not in _LAUNCHED and not key.startswith("ACCELERATE_")
     }
     # This very code, wherever the process is started.
-    paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment["PYTHONPATH"] = os.pathsep.join(paths)
-    command = [sys.executable, "-m", "hf_peft_recipes", *words]
+    found = [*paths, str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(found)
+    command = [sys.executable, "-m", module, *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,10 @@ from hf_peft_recipes.spec import Override
 
 SCHEMA_VERSION = 1
 _OPTIMIZERS_IN_MANAGED_MEMORY = ("paged_",)
+
+Record = Mapping[str, Any]
+Execute = Callable[[str, Mapping[str, Any], Path], tuple[Finished, Record | None]]
+"""(recipe, options, a folder of its own) -> the finished process, and the record of the run, where it left one."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,24 @@ class Cell:
             "save_strategy": "steps" if scores else "no", "save_steps": steps, **self.overrides,
         }  # fmt: skip
 
+    def resolve(self, model: Path) -> Recipe:
+        """Return the recipe of the run on this machine, for a plan: without data every row is one full document.
+
+        Args:
+            model: folder of the base.
+        """
+        options = self.options(model, "rows")
+        if self.lengths == "full":
+            del options["dataset"]
+        return resolve_recipe(self.recipe, overrides_of(options))
+
 
 def check_cell(cell: Cell) -> None:
     """Raise a UserError where the cell names a recipe, option, shape or lengths that are not there; makes nothing."""
     find_lengths(cell.lengths)
     if cell.shape != EMBEDDED:
         find_shape(cell.shape)
-    _recipe(cell, Path("model"))
+    cell.resolve(Path("model"))
 
 
 def plan_cell(cell: Cell, model: Path) -> dict[str, Any]:
@@ -88,7 +103,7 @@ def plan_cell(cell: Cell, model: Path) -> dict[str, Any]:
         cell: to plan.
         model: folder of its base.
     """
-    recipe = _recipe(cell, model)
+    recipe = cell.resolve(model)
     try:
         plan = recipe.plan()
     except RecipeError as error:
@@ -99,24 +114,43 @@ def plan_cell(cell: Cell, model: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
+def used_optimizer(asked: str) -> str:
+    """Return the optimizer that is measured in place of the one that a recipe asks for: itself, unless it is paged.
+
+    The memory of paged optimizers is the driver's to move, and no peak of it is counted.
+    """
+    return "adamw_torch_fused" if asked.startswith(_OPTIMIZERS_IN_MANAGED_MEMORY) else asked
+
+
+def train_verb(recipe: str, options: Mapping[str, Any], folder: Path) -> tuple[Finished, Record | None]:
+    """Return the finished process of `train`, and its record.
+
+    Args:
+        recipe: by name.
+        options: of the run.
+        folder: where it may write.
+    """
+    words = [word for key, value in options.items() for word in (f"--{key}", *_words(value))]
+    # What is measured is the run; close to the card's memory it would be rehearsed first, and refused.
+    finished = run_verb("train", recipe, "--no-rehearse", "--output_dir", f"{folder}/out", *words)
+    return finished, _record(folder / "out")
+
+
+def run_cell(cell: Cell, scratch: Path, execute: Execute = train_verb) -> dict[str, Any]:
     """Return the line of the cell: what it is, what was planned, what was measured, on what, and how it ended.
 
     Args:
         cell: to run.
         scratch: where models and rows are made; models that are there already are taken.
+        execute: runs it, in a fresh process.
 
     Raises:
         UserError: an unknown recipe or shape.
     """
     model = make_model(scratch / "models", cell.shape, cell.quantized_files)
-    recipe, planned = _recipe(cell, model), plan_cell(cell, model)
+    recipe, planned = cell.resolve(model), plan_cell(cell, model)
     training = recipe.resolved.section("training") or {}
     optimizer = str(training.get("optim"))
-    further: dict[str, Any] = {}
-    if optimizer.startswith(_OPTIMIZERS_IN_MANAGED_MEMORY):
-        # Their memory is the driver's to move, and no peak of it is counted.
-        further["optim"] = "adamw_torch_fused"
     batch = int(training["per_device_train_batch_size"]) * int(training["gradient_accumulation_steps"])
     number = batch * (cell.warmup + cell.steps) * (1 if cell.lengths == "full" else 8)
     line: dict[str, Any] = {
@@ -124,7 +158,7 @@ def run_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
         "name": cell.name,
         "cell": {**asdict(cell), "overrides": dict(cell.overrides)},
         "shape": SHAPES.get(cell.shape),
-        "optimizer": {"asked": optimizer, "used": further.get("optim", optimizer)},
+        "optimizer": {"asked": optimizer, "used": used_optimizer(optimizer)},
         "planned": planned,
         "load_average": os.getloadavg()[0],
     }
@@ -132,30 +166,25 @@ def run_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
         rows = Path(folder) / "rows"
         write_rows(rows / "train.jsonl", number, cell.length, cell.lengths)
         write_rows(rows / "test.jsonl", max(1, cell.scored), cell.length, cell.lengths, seed=1)
-        options = cell.options(model, rows) | further | {"output_dir": f"{folder}/out"}
-        words = [word for key, value in options.items() for word in (f"--{key}", *_words(value))]
-        finished = run_verb("train", cell.recipe, *words)
-        record = _record(Path(folder) / "out")
-    line |= _outcome(finished, record)
+        options = cell.options(model, rows) | {"optim": used_optimizer(optimizer)}
+        finished, record = execute(cell.recipe, options, Path(folder))
+    line |= outcome(finished, record)
     if record and line["status"] == "done":
-        line["measured"] = record["measured"] | {
-            "parameters": record["parameters"], "speed": record["speed"], "losses": record["loss_curve"]
+        line["measured"] = {
+            **record["measured"],
+            "parameters": record["parameters"], "speed": record["speed"], "losses": record["loss_curve"],
         }  # fmt: skip
         line["figures"] = figures_of(recipe, model, line["measured"], cell.warmup)
-    return line | {
+    return line | circumstances()
+
+
+def circumstances() -> dict[str, Any]:
+    """Return what a figure needs beside it: the hardware, the versions and the date."""
+    return {
         "hardware": {"device": asdict(detect_device()), **host_facts(), "threads": os.environ.get("OMP_NUM_THREADS")},
         "versions": installed_versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _recipe(cell: Cell, model: Path) -> Recipe:
-    options = cell.options(model, "rows")
-    if cell.lengths == "full":
-        # Without data a plan takes every row for one document of the full length, which is what these are.
-        del options["dataset"]
-    given = [Override(key, _text(value), f"--{key}", is_text=True) for key, value in options.items()]
-    return resolve_recipe(cell.recipe, given)
 
 
 def _record(folder: Path) -> dict[str, Any] | None:
@@ -166,14 +195,25 @@ def _record(folder: Path) -> dict[str, Any] | None:
     return record
 
 
-def _outcome(finished: Finished, record: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return how the run ended: `done`, `oom` or `failed`, and its last words."""
+def outcome(finished: Finished, record: Record | None) -> dict[str, Any]:
+    """Return how a run ended: `done`, `oom`, `failed`, or `unavailable` where its record says so, and its last words.
+
+    Args:
+        finished: its process.
+        record: that it left.
+    """
     if finished.returncode == 0 and record:
-        return {"status": "done"}
+        reason = record.get("unavailable")
+        return {"status": "unavailable", "error": reason} if reason else {"status": "done"}
     said = str((record or {}).get("error") or last_words(finished))
     starved = out_of_memory(finished, said)
     said = starved or said
     return {"status": "oom" if starved else "failed", "exit_code": finished.returncode, "error": said[-500:]}
+
+
+def overrides_of(options: Mapping[str, Any]) -> list[Override]:
+    """Return options of a run as the overrides that its flags would be."""
+    return [Override(key, _text(value), f"--{key}", is_text=True) for key, value in options.items()]
 
 
 def _text(value: Any) -> str | tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_peft_recipes.api import Recipe
 
+# The clock brings torch, and who starts measurements holds nothing that they would have to share a GPU with.
 if TYPE_CHECKING:
     from hf_peft_recipes.measure.clock import Step
 

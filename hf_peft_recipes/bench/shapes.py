@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes.embedded import MODEL_DIR
-from hf_peft_recipes.errors import UserError, did_you_mean
+from hf_peft_recipes.errors import RecipeError, UserError, did_you_mean
+from hf_peft_recipes.fresh_process import last_words, run_module
+from hf_peft_recipes.plan.shapes import four_bit_bytes, read_shape
 
 EMBEDDED = "embedded"
 """The model that ships in the package, as it is."""
@@ -58,8 +61,44 @@ def find_shape(name: str) -> dict[str, Any]:
     return SHAPES[name]
 
 
+def model_folder(folder: Path, name: str, quantized: bool = False) -> Path:
+    """Return where `make_model` puts the model.
+
+    Args:
+        folder: below which models lie.
+        name: one of SHAPES, or `embedded`.
+        quantized: whether its linear layers are in NF4.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if name == EMBEDDED:
+        return MODEL_DIR
+    find_shape(name)
+    return folder / (f"{name}-nf4" if quantized else name)
+
+
+def file_bytes(name: str, quantized: bool = False) -> int:
+    """Return the size of the model's weights on the disk; 0 for the embedded model, which is there anyway.
+
+    Args:
+        name: one of SHAPES, or `embedded`.
+        quantized: whether its linear layers are in NF4.
+    """
+    if name == EMBEDDED:
+        return 0
+    tensors = read_shape(find_shape(name), name).tensors()
+    return sum(
+        four_bit_bytes(tensor.elements, True) if quantized and tensor.linear else 2 * tensor.elements
+        for tensor in tensors
+    )
+
+
 def make_model(folder: Path, name: str, quantized: bool = False) -> Path:
     """Return a folder with a bfloat16 model of the shape and the embedded model's tokenizer.
+
+    It is made in a process of its own: one that has touched the GPU holds half a gigabyte of it to its end, which what
+    is measured next would be without.
 
     Args:
         folder: below which it is made, unless it is there already.
@@ -69,15 +108,28 @@ def make_model(folder: Path, name: str, quantized: bool = False) -> Path:
 
     Raises:
         UserError: an unknown name.
+        RecipeError: it could not be made, for want of disk for one.
     """
-    if name == EMBEDDED:
-        return MODEL_DIR
-    values, target = find_shape(name), folder / (f"{name}-nf4" if quantized else name)
-    if (target / "config.json").is_file():
-        return target
+    target = model_folder(folder, name, quantized)
+    if not (target / "config.json").is_file():
+        finished = run_module(__name__, str(target), name, *(["nf4"] if quantized else []))
+        if finished.returncode:
+            raise RecipeError(f"model {target.name} cannot be made: {last_words(finished)}")
+    return target
+
+
+def write_model(target: Path, name: str, quantized: bool) -> None:
+    """Write the model of a shape into its folder, in this process.
+
+    Args:
+        target: the folder.
+        name: one of SHAPES.
+        quantized: see `make_model`.
+    """
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
+    values = find_shape(name)
     target.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     kind = values["model_type"]
@@ -94,7 +146,6 @@ def make_model(folder: Path, name: str, quantized: bool = False) -> Path:
     config.architectures = [type(model).__name__]
     # Last: a folder with a config is a whole one.
     config.save_pretrained(target)
-    return target
 
 
 _NF4 = {
@@ -158,3 +209,7 @@ def _write_weights(folder: Path, tensors: Iterator[tuple[str, Any]]) -> None:
         flush()
     index = {"metadata": {"total_size": total}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_model(Path(sys.argv[1]), sys.argv[2], sys.argv[3:] == ["nf4"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hf_peft_recipes.bench.cell import SCHEMA_VERSION, Cell, check_cell, run_cel
 from hf_peft_recipes.bench.shapes import make_model
 from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.errors import UserError
-from hf_peft_recipes.measure.facts import commit_of
+from hf_peft_recipes.measure.facts import code_digest, commit_of
 from hf_peft_recipes.measure.nvml import used_bytes
 from hf_peft_recipes.results import write_text
 
@@ -60,9 +61,8 @@ def run_cells(
 ) -> list[Line]:
     """Run what the file has no result of, and return the lines of all the cells.
 
-    A result counts where the cell is the same to the last option and the code is (its commit, as far as there is one;
-    changes that are not committed make every result old). A cell that ran out of memory has a result, one that failed
-    otherwise has not.
+    A result counts where the cell is the same to the last option and the code to the last byte. A cell that ran out of
+    memory has a result, one that failed otherwise has not.
 
     Args:
         cells: to run, in this order.
@@ -81,11 +81,12 @@ def run_cells(
         check_cell(cell)
     lines, commit = read_lines(path), commit_of(Path(__file__).parent)
     if not busy:
-        require_quiet()
+        require_quiet("; wait until it is free, or measure all the same with --busy")
     found: list[Line | None] = []
     missing: list[tuple[int, Cell]] = []
     for number, cell in enumerate(cells):
-        line = next((line for line in lines if _same(line, cell) and (keep or _fresh(line, commit))), None)
+        line = find_line(lines, cell)
+        line = line if line is not None and is_result(line, keep) else None
         found.append(line)
         if line is None:
             missing.append((number, cell))
@@ -95,33 +96,50 @@ def run_cells(
             told(line, False)
 
     def measure(cell: Cell) -> Line:
-        line = run_cell(cell, scratch) | {"commit": commit, "together": together}
+        line = run_cell(cell, scratch) | {"commit": commit, "code": code_digest(), "together": together}
         return line if together == 1 else {**line, "figures": None}
 
     with ThreadPoolExecutor(together) as pool:
         for (number, _), line in zip(missing, pool.map(measure, [cell for _, cell in missing]), strict=True):
-            lines = [*(other for other in lines if other["name"] != line["name"]), line]
+            lines = with_line(lines, line)
             write_lines(path, lines)
             told(line, True)
             found[number] = line
     return [line for line in found if line is not None]
 
 
-def require_quiet() -> None:
-    """Raise a UserError where somebody else uses the GPU: no figure that is taken beside them means anything."""
+def find_line(lines: Iterable[Line], cell: Any) -> Line | None:
+    """Return the line of this very cell, the same to the last option; None where there is none.
+
+    Args:
+        lines: of a result file.
+        cell: a dataclass.
+    """
+    asked = json.loads(json.dumps(asdict(cell)))
+    return next((line for line in lines if line["cell"] == asked), None)
+
+
+def is_result(line: Line, keep: bool = False) -> bool:
+    """Return whether a line spares a measurement: it ended as it would again, with the code that is here.
+
+    Args:
+        line: of a result file.
+        keep: take the results of other code too.
+    """
+    return line["status"] in ("done", "oom") and (keep or line.get("code") == code_digest())
+
+
+def with_line(lines: Iterable[Line], line: Line) -> list[Line]:
+    """Return the lines with this one at the end, in place of an earlier one of its name."""
+    return [*(other for other in lines if other["name"] != line["name"]), line]
+
+
+def require_quiet(otherwise: str = "") -> None:
+    """Raise a UserError where somebody else uses the GPU: no figure that is taken beside them means anything.
+
+    Args:
+        otherwise: what the user can do, at the end of the message.
+    """
     used = used_bytes() or 0
     if used > QUIET_BYTES:
-        raise UserError(
-            f"{detect_device().name} is busy: {used / 2**30:.1f} GiB of it are in use already; "
-            "wait until it is free, or measure all the same with --busy"
-        )
-
-
-def _same(line: Line, cell: Cell) -> bool:
-    asked = {**vars(cell), "overrides": dict(cell.overrides)}
-    return bool(line["cell"] == json.loads(json.dumps(asked)))
-
-
-def _fresh(line: Line, commit: str | None) -> bool:
-    dirty = commit is not None and commit.endswith("-dirty")
-    return line["commit"] == commit and not dirty and line["status"] != "failed"
+        raise UserError(f"{detect_device().name} is busy: {used / 2**30:.1f} GiB of it are in use already{otherwise}")

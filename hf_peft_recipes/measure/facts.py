@@ -1,11 +1,15 @@
 """The versions, the machine and the commit that a figure was measured with; imports nothing heavy."""
 
+import hashlib
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from hf_peft_recipes.registry import shipped_folder
 
 PACKAGES = (
     "hf-peft-recipes",
@@ -36,6 +40,20 @@ def installed_versions() -> dict[str, str]:
 def host_facts() -> dict[str, Any]:
     """Return what the machine is: processor kind, system, cores; no host or user name."""
     return {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()}
+
+
+@cache
+def code_digest() -> str:
+    """Return the start of a SHA-256 over this package's sources and recipes: which code a figure is of.
+
+    Unlike a commit it is known where there is no git, and stays what it is when the figures are committed.
+    """
+    package, recipes = Path(__file__).parent.parent, shipped_folder()
+    digest = hashlib.sha256()
+    for folder, pattern in ((package, "*.py"), (recipes, "*.yaml")):
+        for path in sorted(folder.rglob(pattern)):
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
 def commit_of(folder: Path) -> str | None:
