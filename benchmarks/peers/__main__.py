@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,16 +50,24 @@ def chosen(recipe: str, names: list[str] | None) -> dict[str, Contender]:
 
 def check(record: Record, contenders: dict[str, Contender], jobs: dict[str, Job]) -> dict[str, Any]:
     """Return the verdict on each contender that must do the same work as the first, running what was not run yet."""
-    cells = {}
-    for name, contender in contenders.items():
-        if not contender.unmatched:
-            cells[name] = _run(record, f"check/{name}", contender, jobs[name])
-    done = {name: cell for name, cell in cells.items() if cell["status"] == "done"}
     reference = next(iter(contenders))
-    if reference not in done:
-        return {"mismatches": [f"{reference}: {cells[reference]['reason']}"]}
-    verdicts = {name: compare(done[reference], cell) for name, cell in done.items() if name != reference}
-    print(table(done, verdicts), flush=True)
+    verdicts = dict[str, dict[str, Any]]()
+    for packed in (True, False):
+        fitting = [name for name, one in contenders.items() if not one.unmatched and one.packs_alike == packed]
+        names = list(dict.fromkeys([reference, *fitting]))
+        if len(names) == 1:
+            continue
+        title = "check" if packed else "check of single rows"
+        cells = {
+            name: _run(record, f"{title}/{name}", contenders[name], replace(jobs[name], packed=packed))
+            for name in names
+        }
+        done = {name: cell for name, cell in cells.items() if cell["status"] == "done"}
+        if reference not in done:
+            return {"mismatches": [f"{reference}: {cells[reference]['reason']}"]}
+        found = {name: compare(done[reference], cell) for name, cell in done.items() if name != reference}
+        print(f"{title}:\n{table(done, found)}", flush=True)
+        verdicts |= found
     return {
         "steps": CHECKED_STEPS,
         "verdicts": verdicts,

@@ -18,6 +18,8 @@ class Contender:
     """See `environments`; None for ours."""
     unmatched: str = ""
     """Why it does not do the same work, step by step; empty where it must, which is checked."""
+    packs_alike: bool = True
+    """Whether its packed rows are ours; where not, the check is of one document a row."""
     default: bool = True
     """Whether it runs without being named."""
 
@@ -50,9 +52,9 @@ CONTENDERS = {
             "quantization": {"dtype": "bfloat16", "load_in_4bit": True, "use_bnb_nested_quant": True},
         },
     ),
-    "llamafactory": Contender("llamafactory", environment="llamafactory", default=False),
-    "axolotl": Contender("axolotl", environment="axolotl", default=False),
-    "torchtune": Contender("torchtune", environment="torchtune", default=False),
-    "unsloth": Contender("unsloth", environment="unsloth", default=False),
+    "llamafactory": Contender("llamafactory", environment="llamafactory", packs_alike=False, default=False),
+    "axolotl": Contender("axolotl", environment="axolotl", packs_alike=False, default=False),
+    "torchtune": Contender("torchtune", environment="torchtune", packs_alike=False, default=False),
+    "unsloth": Contender("unsloth", environment="unsloth", packs_alike=False, default=False),
 }  # fmt: skip
 """The first of a recipe is ours, which the others are held against."""

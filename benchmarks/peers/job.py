@@ -31,10 +31,12 @@ class Job:
     """The contender's own, from the table."""
     adapter: str | None = None
     """Folder of LoRA weights to start from; None for those that the framework draws."""
+    packed: bool = True
+    """Whether documents share rows; else each is a row of its own."""
     length: int = 1024
     """Tokens of a packed row."""
     batch: int = 1
-    """Packed rows of a micro-batch."""
+    """Rows of a micro-batch."""
     accumulation: int = 8
     """Micro-batches of a step."""
     learning_rate: float = 2e-4

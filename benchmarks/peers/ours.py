@@ -22,7 +22,7 @@ def command(job: Job, folder: Path) -> list[str]:
         "data.validation_size": 0, "evaluation.max_rows": 0, "save_strategy": "no", "certify": "off",
     }  # fmt: skip
     if job.matched:
-        options |= {**job.training(), **LORA, "max_length": job.length}
+        options |= {**job.training(), **LORA, "max_length": job.length, "packing": str(job.packed).lower()}
     options |= job.settings
     return [
         "hf-peft-recipes",

@@ -23,6 +23,7 @@ def build_trainer(job: Job, folder: str) -> Any:
     training = dict(job.settings.get("training", {}))
     if job.matched:
         training = {**job.training(), "max_length": job.length, **training}
+        training["packing"] = job.packed
     quantization = job.settings.get("quantization")
     arguments = SFTConfig(
         output_dir=folder,

@@ -128,15 +128,12 @@ class Batch:
         Args:
             ids: of shape (rows, positions).
             labels: as `ids`, not shifted.
-            mask: as `ids`, other than zero where there is a token; None where every position is one.
+            mask: as `ids`, other than zero where there is a token; or of shape (rows, 1, positions, positions), true or
+                0.0 where a token sees another; None where every position is a token.
             places: as `ids`, the position of a token in its document; None where a row is a document.
         """
         ids, labels = ids.cpu(), labels.cpu()
-        real = torch.ones_like(ids, dtype=torch.bool) if mask is None or mask.dim() != 2 else mask.cpu() != 0
-        if places is None:
-            places = real.long().cumsum(1) - 1
-        places = places.cpu().expand_as(ids)
-        starts = (places == 0) & real
+        real, starts = _documents(ids, mask, places)
         self.tokens += int(real.sum())
         self.positions += ids.numel()
         self.supervised += int((labels[:, 1:] != IGNORED).sum())
@@ -150,6 +147,18 @@ class Batch:
     def digest(self) -> str:
         """Of ids and labels in their order, padding left out."""
         return self._digest.hexdigest()[:16]
+
+
+def _documents(ids: torch.Tensor, mask: Any, places: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return where there are tokens, and where documents start."""
+    if mask is not None and mask.dim() == 4:
+        seen = mask[:, 0].cpu()
+        seen = seen if seen.dtype == torch.bool else seen == 0
+        real = seen.diagonal(dim1=1, dim2=2)
+        return real, (seen.to(torch.uint8).argmax(-1) == torch.arange(ids.shape[1])) & real
+    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.cpu() != 0
+    found = real.long().cumsum(1) - 1 if places is None else places.cpu().expand_as(ids)
+    return real, (found == 0) & real
 
 
 def report(job: Job, step_seconds: list[float], tokens: list[int], **others: Any) -> dict[str, Any]:
