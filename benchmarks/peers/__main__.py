@@ -29,6 +29,12 @@ from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.errors import UserError, did_you_mean
 
 CHECKED_STEPS = 3
+CHECKS: dict[tuple[bool, bool], tuple[str, dict[str, Any]]] = {
+    (True, True): ("check", {}),
+    (False, True): ("check of single rows", {"packed": False}),
+    (False, False): ("check of one row a step", {"packed": False, "accumulation": 1}),
+}
+"""Whether a contender packs and accumulates as ours does, to the name of its check and what that changes of the job."""
 
 
 def chosen(recipe: str, names: list[str] | None) -> dict[str, Contender]:
@@ -52,15 +58,17 @@ def check(record: Record, contenders: dict[str, Contender], jobs: dict[str, Job]
     """Return the verdict on each contender that must do the same work as the first, running what was not run yet."""
     reference = next(iter(contenders))
     verdicts = dict[str, dict[str, Any]]()
-    for packed in (True, False):
-        fitting = [name for name, one in contenders.items() if not one.unmatched and one.packs_alike == packed]
-        names = list(dict.fromkeys([reference, *fitting]))
+    for (packs_alike, accumulates_alike), (title, changes) in CHECKS.items():
+        names = [
+            name
+            for name, one in contenders.items()
+            if not one.unmatched and (one.packs_alike, one.accumulates_alike) == (packs_alike, accumulates_alike)
+        ]
+        names = list(dict.fromkeys([reference, *names]))
         if len(names) == 1:
             continue
-        title = "check" if packed else "check of single rows"
         cells = {
-            name: _run(record, f"{title}/{name}", contenders[name], replace(jobs[name], packed=packed))
-            for name in names
+            name: _run(record, f"{title}/{name}", contenders[name], replace(jobs[name], **changes)) for name in names
         }
         done = {name: cell for name, cell in cells.items() if cell["status"] == "done"}
         if reference not in done:

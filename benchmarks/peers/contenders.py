@@ -20,6 +20,8 @@ class Contender:
     """Why it does not do the same work, step by step; empty where it must, which is checked."""
     packs_alike: bool = True
     """Whether its packed rows are ours; where not, the check is of one document a row."""
+    accumulates_alike: bool = True
+    """Whether micro-batches weigh by their tokens with loss; where not, the check is of one row a step."""
     default: bool = True
     """Whether it runs without being named."""
 
@@ -53,7 +55,10 @@ CONTENDERS = {
         },
     ),
     "llamafactory": Contender("llamafactory", environment="llamafactory", packs_alike=False, default=False),
-    "axolotl": Contender("axolotl", environment="axolotl", packs_alike=False, default=False),
+    "axolotl": Contender(
+        # 0.19 averages the loss within each micro-batch, then over them: with one row a step it agrees with ours.
+        "axolotl", environment="axolotl", packs_alike=False, accumulates_alike=False, default=False
+    ),
     "torchtune": Contender("torchtune", environment="torchtune", packs_alike=False, default=False),
     "unsloth": Contender("unsloth", environment="unsloth", packs_alike=False, default=False),
 }  # fmt: skip
