@@ -1,1 +1,1 @@
-"""The same work done by others, each as its own process."""
+"""Our recipes beside other ways to the same training, each run a process of its own: `python -m benchmarks.peers`."""

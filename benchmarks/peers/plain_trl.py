@@ -1,82 +1,54 @@
-"""Plain TRL on prepared rows: its defaults, or its best flags on a CPU. Run by `benchmarks.against_trl`.
+"""Plain TRL on the job's rows: `SFTTrainer` with the flags of the contender's line in the table.
 
-    python -m benchmarks.peers.plain_trl MODEL ROWS.jsonl STEPS defaults|best
-
-Prints one JSON line.
+python -m benchmarks.peers.plain_trl JOB.json
 """
 
 import json
 import sys
 import tempfile
-import time
+from contextlib import redirect_stdout
 from typing import Any
 
-import psutil
 import torch
 from datasets import load_dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import ModelConfig, SFTConfig, SFTTrainer, get_quantization_config
 
-from hf_peft_recipes.measure.clock import StepClock
-from hf_peft_recipes.measure.memory import peak_memory_bytes, reset_peak
-
-BEST: dict[str, Any] = {
-    "packing": True,
-    "packing_strategy": "bfd_split",
-    "per_device_train_batch_size": 1,
-    "gradient_accumulation_steps": 8,
-    "gradient_checkpointing": False,
-}
-"""TRL's own flags at their fastest on this class of machine: a bfloat16 model, packed, one row at a time."""
+from benchmarks.peers.job import LORA, Job, read_job
+from benchmarks.peers.recording import watching
 
 
-class _FirstLog(TrainerCallback):
-    """Logs the first and the last step, so that tokens can be counted between them."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        control.should_log = state.global_step in (1, state.max_steps)
+def build_trainer(job: Job, folder: str) -> Any:
+    """Return TRL's trainer for the job, writing nothing but into `folder`."""
+    training = dict(job.settings.get("training", {}))
+    if job.matched:
+        training = {**job.training(), "max_length": job.length, **training}
+        training["packing"] = job.packed
+    quantization = job.settings.get("quantization")
+    arguments = SFTConfig(
+        output_dir=folder,
+        max_steps=job.steps,
+        use_cpu=not torch.cuda.is_available(),
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        **training,
+    )
+    return SFTTrainer(
+        model=job.model,
+        args=arguments,
+        train_dataset=load_dataset("json", data_files=job.rows, split="train"),
+        quantization_config=get_quantization_config(ModelConfig(**quantization)) if quantization else None,
+        peft_config=LoraConfig(**LORA, task_type="CAUSAL_LM"),
+    )
 
 
 def main() -> None:
-    """Train, and print what it cost."""
-    model, rows, steps, flags = sys.argv[1:]
-    options = BEST if flags == "best" else {}
-    if flags == "best":
-        # Loaded by the caller: TRL loads a model that is given by name in float32.
-        base: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
-    else:
-        base = model
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = SFTConfig(
-            output_dir=folder,
-            max_steps=int(steps),
-            learning_rate=2e-4,
-            use_cpu=not torch.cuda.is_available(),
-            report_to="none",
-            save_strategy="no",
-            **options,
-        )
-        clock = StepClock()
-        trainer = SFTTrainer(
-            model=base,
-            args=arguments,
-            train_dataset=load_dataset("json", data_files=rows, split="train"),
-            peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
-            callbacks=[clock, _FirstLog()],
-        )
-        reset_peak()
-        trainer.train()
-    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
-    printed = {
-        "tokens_per_second": clock.tokens_per_second(),
-        "step_seconds": clock.step_median_seconds(),
-        "peak_memory_bytes": peak_memory_bytes(),
-        "first_step_seconds": clock.first_step_seconds,
-        "last_loss": losses[-1],
-        "process_seconds": time.time() - psutil.Process().create_time(),
-    }
-    print(json.dumps(printed))
+    """Train, and print the record in one line."""
+    job = read_job()
+    with tempfile.TemporaryDirectory() as folder, watching(job) as recorder, redirect_stdout(sys.stderr):
+        build_trainer(job, folder).train()
+    print(json.dumps(recorder.report()))
 
 
 if __name__ == "__main__":
