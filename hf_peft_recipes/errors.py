@@ -11,6 +11,7 @@ EXIT_CODES = {
     4: "the run stopped itself: the processes that came up are not the ones that were asked for",
     5: "the Hub was not reached or refused; what is on this machine is whole, and the last line says how to go on",
     6: "what was written does not load as what was trained",
+    7: "a recipe does not do on this machine what its receipt says",
     130: "interrupted from the keyboard",
 }
 
@@ -49,6 +50,12 @@ class CertificateError(RecipeError):
     """What was written does not load as what was trained."""
 
     exit_code = 6
+
+
+class ReceiptError(RecipeError):
+    """A recipe does not do on this machine what its receipt says."""
+
+    exit_code = 7
 
 
 def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3) -> str:
