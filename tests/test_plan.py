@@ -1,13 +1,11 @@
 """The planner: two ways that must agree, counts that must be exact, and a real run that must take what was told."""
 
 import json
-import os
 import subprocess
 import sys
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -219,14 +217,13 @@ def test_optimizer_states_are_what_torch_keeps():
 def test_a_real_run_takes_what_was_told(tmp_path, monkeypatch):
     # Threads that spin while others have the cores make a run many times as long, and no larger.
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    from benchmarks.plan_grid import WITHIN, Cell, make_model, make_rows, measure, predict
+    from benchmarks.memory import WITHIN, cells, errors
+    from hf_peft_recipes.bench.cell import run_cell
 
-    cell = Cell("lora", "s", 128, checkpointing=False)
-    make_model(tmp_path / "model", "s")
-    make_rows(tmp_path / "rows.jsonl", 16, 128, ragged=False)
-    measured = measure(cell, tmp_path / "model", tmp_path / "rows.jsonl", 2)
-    predicted = predict(cell, tmp_path / "model", 2)
-    assert predicted["phases"]["train"] == pytest.approx(measured["peak_memory_bytes"], rel=WITHIN)
+    cell = next(cell for cell in cells() if cell.name.startswith("lora-s-128-off"))
+    line = run_cell(cell, tmp_path)
+    assert line["status"] == "done", line
+    assert {phase: error for phase, error in errors(line).items() if abs(error) > WITHIN} == {}
 
 
 def test_json_has_stable_names(command, folder):
@@ -473,8 +470,7 @@ def test_plan_holds_for_a_loaded_model():
 
 
 def test_the_benchmark_has_its_cells():
-    from benchmarks.plan_grid import cells
+    from benchmarks.memory import cells
 
     names = [cell.name for cell in cells()]
     assert len(names) == len(set(names)) == 3 * 3 * 3 * 2 + 2
-    assert Path(os.fspath(MODEL_DIR)).is_dir()

@@ -35,9 +35,10 @@ def compare(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any
             told = "of another content" if name == "digests" else f"{left} and {right}"
             mismatches += [f"{name}: {told} at step {', '.join(map(str, wrong))}"] if wrong else []
             continue
-        worst[name] = max(abs(other - one) / abs(one) for one, other in pairs)
-        # A NaN is within nothing.
-        if not worst[name] <= CLOSE[name]:
+        off = [abs(other - one) / abs(one) for one, other in pairs]
+        worst[name] = max(off)
+        # A NaN is within nothing, and `max` may pass over it.
+        if not all(value <= CLOSE[name] for value in off):
             mismatches.append(f"{name}: {_short(left)} and {_short(right)}, allowed are {CLOSE[name]:.0%}")
     return {"worst": worst, "not_told": untold, "mismatches": mismatches}
 
