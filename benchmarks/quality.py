@@ -1,22 +1,21 @@
 """What each method learns, forgets and costs on one task: every method of the registry, several seeds.
 
-    python -m benchmarks.quality [--methods lora qlora …] [--seeds 3] [--steps 32] [--out FILE]
+    python -m benchmarks.quality [--methods lora qlora …] [--seeds 3] [--steps 12] [--out FILE]
     python -m benchmarks.quality --model MODEL --dataset DATA --forgetting TEXT [flags of `train` …]
 
-Without a model and data the embedded demo runs, stopped before its accuracy is full for all. A run is a `train` in a fresh process, and a JSON line a run: metrics
-before and after with bootstrap intervals, peak memory, time, the size of what was trained, and what was forgotten: the
-loss on a text like the one that the base was pretrained on, before and after. For the embedded base that text is written
-anew by the generator that wrote its pretraining text; for another, `--forgetting` names a data set. What stands in the
-file already, of the same commit, is not run again.
+Without a model and data the embedded demo runs, stopped before every method answers all of it. A run is a `train` in a
+fresh process, and a JSON line: metrics before and after with bootstrap intervals, peak memory, time, the size of what
+was trained, and what was forgotten: the loss, before and after, on text like the one that the base was pretrained on.
+The generator that wrote the embedded base's text writes more of it; for another base `--forgetting` names a data set.
+What stands in the file already, of the same code, is not run again.
 """
 
 import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -24,23 +23,21 @@ from typing import Any
 
 from hf_peft_recipes import registry
 from hf_peft_recipes.api import RunResult, list_recipes, resolve_recipe
-from hf_peft_recipes.bench.suite import Line, read_lines, require_quiet, write_lines
+from hf_peft_recipes.bench.cell import circumstances, outcome
+from hf_peft_recipes.bench.suite import Line, find_line, is_result, read_lines, require_quiet, with_line, write_lines
 from hf_peft_recipes.cli.flags import parse_flags
-from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.errors import RecipeError, UserError
-from hf_peft_recipes.fresh_process import Finished, last_words, out_of_memory, run_verb
-from hf_peft_recipes.measure.facts import commit_of, host_facts, installed_versions
-from hf_peft_recipes.results import RECIPE_FILE
+from hf_peft_recipes.fresh_process import run_verb
+from hf_peft_recipes.measure.facts import code_digest, commit_of
+from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE
 from hf_peft_recipes.spec import Override, load_part
 
 SCHEMA_VERSION = 1
 OUT = Path(__file__).parent / "results" / "quality.jsonl"
-EMBEDDED = "embedded"
+EMBEDDED, EMBEDDED_STEPS = "embedded", 12
 FORGETTING_ROWS = 200
-_TIMED_ALONE = {
-    "eval_strategy": "no", "save_strategy": "no", "certify": "off", "report_to": "none",
-}  # fmt: skip
-"""Nothing that takes time beside training and scoring."""
+_NOTHING_ELSE = {"eval_strategy": "no", "save_strategy": "no", "certify": "off", "report_to": "none"}
+"""What is timed is training and scoring."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,8 @@ def write_pretraining_text(folder: Path, rows: int = FORGETTING_ROWS) -> None:
         folder: that gets `test.jsonl`, and a few rows in `train.jsonl`, which nobody reads.
         rows: held out.
     """
-    from hf_peft_recipes.embedded.make import SEED, make_splits, pretraining_documents, review_texts
+    from hf_peft_recipes.embedded.make import SEED, make_splits, review_texts
+    from hf_peft_recipes.embedded.reviews import pretraining_documents
 
     # The tokenizer's text has this seed plus 1, the pretraining text plus 2.
     documents = pretraining_documents(Random(SEED + 3), review_texts(make_splits(SEED)))
@@ -113,23 +111,19 @@ def measure(run: Run, places: Places, scratch: Path) -> Line:
         scratch: below which it is written.
     """
     named = {"model": places.model, "dataset": places.dataset, "max_steps": run.steps, "seed": run.seed}
-    options = {key: str(value) for key, value in (named | _TIMED_ALONE).items() if value is not None}
-    line: Line = {"schema_version": SCHEMA_VERSION, "name": run.name, "run": {**asdict(run), "flags": list(run.flags)}}
+    options = {key: str(value) for key, value in (named | _NOTHING_ELSE).items() if value is not None}
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         out = Path(folder) / "out"
         words = [word for key, value in options.items() for word in (f"--{key}", value)]
         finished = run_verb("train", run.method, *words, *run.flags, "--output_dir", str(out))
-        line |= _outcome(finished) if finished.returncode else _figures(out, places.forgetting)
-    return line | {
-        "hardware": {"device": asdict(detect_device()), **host_facts()},
-        "versions": installed_versions(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+        record = RunResult.read(out).record if (out / RESULT_FILE).is_file() else None
+        ended = outcome(finished, record)
+        found = _figures(out, record, places.forgetting) if record and ended["status"] == "done" else {}
+    cell = {**asdict(run), "flags": list(run.flags)}
+    return {"schema_version": SCHEMA_VERSION, "name": run.name, "cell": cell, **ended, **found, **circumstances()}
 
 
-def measure_all(
-    runs: Sequence[Run], places: Places, path: Path, scratch: Path, keep: bool, told: Callable[[Line, bool], None]
-) -> list[Line]:
+def measure_all(runs: Sequence[Run], places: Places, path: Path, scratch: Path, keep: bool = False) -> list[Line]:
     """Return the lines of the runs, making those that the file has no result of.
 
     Args:
@@ -138,33 +132,29 @@ def measure_all(
         path: of the result file.
         scratch: below which runs are written.
         keep: take results of other code too.
-        told: is called with each line, and whether it was made now.
 
     Raises:
         UserError: a file that is none of ours.
     """
     lines, commit, found = read_lines(path), commit_of(Path(__file__).parent), []
     for run in runs:
-        asked = {**asdict(run), "flags": list(run.flags)}
-        line = next((line for line in lines if line.get("run") == asked and (keep or _fresh(line, commit))), None)
-        fresh = line is None
-        if line is None:
-            line = measure(run, places, scratch) | {"commit": commit}
-            lines = [*(other for other in lines if other["name"] != line["name"]), line]
+        line = find_line(lines, run)
+        fresh = line is None or not is_result(line, keep)
+        if line is None or fresh:
+            line = measure(run, places, scratch) | {"commit": commit, "code": code_digest()}
+            lines = with_line(lines, line)
             write_lines(path, lines)
-        told(line, fresh)
+        print(_told(line, fresh), file=sys.stderr, flush=True)
         found.append(line)
     return found
 
 
-def _figures(folder: Path, forgetting: str | None) -> Line:
+def _figures(folder: Path, record: Mapping[str, Any], forgetting: str | None) -> Line:
     """Return what a finished run's record says, and its loss on the other text, scored here."""
-    record = RunResult.read(folder).record
     weights = "adapter_model*.safetensors" if (folder / "adapter_config.json").is_file() else "*.safetensors"
     return {
-        "status": "done",
         "metrics": {key: value for key, value in record["metrics"].items() if key != "examples"},
-        "forgetting": _score_text(folder, forgetting) if forgetting else None,
+        "forgetting": _score_text(folder, record, forgetting) if forgetting else None,
         "trained_bytes": sum(path.stat().st_size for path in folder.glob(weights)),
         "parameters": record["parameters"],
         "quantized": bool(resolve_recipe(str(folder / RECIPE_FILE), [], exact=True).resolved.section("quantization")),
@@ -173,11 +163,10 @@ def _figures(folder: Path, forgetting: str | None) -> Line:
     }
 
 
-def _score_text(folder: Path, dataset: str) -> dict[str, Any]:
+def _score_text(folder: Path, record: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     """Return the loss on a text's held-out rows, of the base as the run used it and of what was trained."""
     given = {"data.dataset": dataset, "data.columns": None, "evaluation.task": "text"}
     overrides = [Override(key, value, "forgetting") for key, value in given.items()]
-    record = RunResult.read(folder).record
     recipe = resolve_recipe(str(folder / RECIPE_FILE), overrides, exact=True)
     from hf_peft_recipes.upstream_noise import quiet
 
@@ -193,22 +182,7 @@ def _score_text(folder: Path, dataset: str) -> dict[str, Any]:
     }
 
 
-def _outcome(finished: Finished) -> Line:
-    said = last_words(finished)
-    starved = out_of_memory(finished, said)
-    return {
-        "status": "oom" if starved else "failed",
-        "exit_code": finished.returncode,
-        "error": (starved or said)[-500:],
-    }
-
-
-def _fresh(line: Line, commit: str | None) -> bool:
-    dirty = commit is not None and commit.endswith("-dirty")
-    return line["commit"] == commit and not dirty and line["status"] != "failed"
-
-
-def _told(line: Line, fresh: bool) -> None:
+def _told(line: Line, fresh: bool) -> str:
     text = f"{line['name']}: {line['status']}"
     if line["status"] == "done":
         before, after = line["metrics"]["before"], line["metrics"]["after"]
@@ -219,7 +193,7 @@ def _told(line: Line, fresh: bool) -> None:
             text += f", other text {lost['before']:.3f} to {lost['after']:.3f}"
     elif line.get("error"):
         text += f" ({line['error']})"
-    print(text if fresh else f"{text} (measured before, at {line['commit']})", file=sys.stderr, flush=True)
+    return text if fresh else f"{text} (measured before, at {line['commit']})"
 
 
 def _parse(words: list[str] | None) -> tuple[argparse.Namespace, tuple[str, ...]]:
@@ -229,12 +203,14 @@ def _parse(words: list[str] | None) -> tuple[argparse.Namespace, tuple[str, ...]
     )  # fmt: skip
     parser.add_argument("--methods", nargs="+", help="all that ship by default")
     parser.add_argument("--seeds", type=int, default=3, help="so many, from 1")
-    parser.add_argument("--steps", type=int, help="of the optimizer, a run; by default the recipe's own epochs")
+    parser.add_argument(
+        "--steps", type=int, help=f"of the optimizer, a run; default: {EMBEDDED_STEPS}, or a dataset's own epochs"
+    )
     parser.add_argument("--model", help="a Hub id or a folder; embedded by default")
     parser.add_argument("--dataset", help="a Hub id, a file or a folder; embedded by default")
     parser.add_argument("--forgetting", help="a data set of text whose held-out rows are scored before and after")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--keep", action="store_true", help="take results of other commits too")
+    parser.add_argument("--keep", action="store_true", help="take results of other code too")
     parser.add_argument("--busy", action="store_true", help="measure though others use the GPU")
     options, flags = parser.parse_known_args(words)
     # A word that is no flag is told now, and not by every run.
@@ -258,22 +234,21 @@ def benchmark(words: list[str] | None = None) -> list[Line]:
     if options.dataset is None and options.model is not None:
         raise UserError("--model needs --dataset too")
     if not options.busy:
-        require_quiet()
+        require_quiet("; wait until it is free, or measure all the same with --busy")
     with tempfile.TemporaryDirectory() as folder:
-        scratch, forgetting = Path(folder), options.forgetting
+        scratch, forgetting, text = Path(folder), options.forgetting, options.forgetting
         if forgetting is None and options.model is None:
-            forgetting = str(scratch / "text")
+            text, forgetting = EMBEDDED, str(scratch / "text")
             write_pretraining_text(scratch / "text")
-        names = [_name(options.model), _name(options.dataset)]
-        told = EMBEDDED if options.forgetting is None and options.model is None else options.forgetting
-        text = None if told is None else _name(told)
+        steps = EMBEDDED_STEPS if options.steps is None and options.dataset is None else options.steps
+        names = _name(options.model), _name(options.dataset)
         runs = [
-            Run(method, seed, *names, options.steps, text, flags)
+            Run(method, seed, *names, steps, None if text is None else _name(text), flags)
             for seed in range(1, options.seeds + 1)
             for method in methods
         ]
         places = Places(options.model, options.dataset, forgetting)
-        return measure_all(runs, places, options.out, scratch, options.keep, _told)
+        return measure_all(runs, places, options.out, scratch, options.keep)
 
 
 def _name(given: str | None) -> str:
