@@ -46,7 +46,7 @@ def make_chats(path: Path, number: int) -> None:
 def ours(path: Path) -> dict[str, float]:
     """Prepare the file as a run does: look at every row, tokenise, pack; return the seconds of each part."""
     from hf_peft_recipes import get_recipe
-    from hf_peft_recipes.preflight import RunRequest, examine
+    from hf_peft_recipes.preflight import RunRequest, examine_data
     from hf_peft_recipes.rows import tokenize
 
     overrides: dict[str, Any] = {"dataset": str(path), "data.validation_size": 0, "evaluation.max_rows": 0}
@@ -54,9 +54,9 @@ def ours(path: Path) -> dict[str, float]:
     _import_all()
     request = RunRequest(dry_run=True)
     start = time.perf_counter()
-    examined = examine(recipe, request)
+    examples = examine_data(recipe, request)
     looked = time.perf_counter()
-    data = tokenize(recipe, request, examined).rows
+    data = tokenize(recipe, request, examples).rows
     tokenized = time.perf_counter()
     _trainer(data.train, packing_strategy="bfd_split")
     packed = time.perf_counter()

@@ -65,7 +65,7 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     set_seed(arguments.seed)
     # The first process fills the cache, the others take it.
     with PartialState().main_process_first():
-        tokenized = tokenize(recipe, request, examined)
+        tokenized = tokenize(recipe, request, examined.examples)
     data, arguments.max_length = tokenized.rows, tokenized.max_length
     phases.lap("data")
     model = _model(recipe, request, objective, tokenized.renderer.tokenizer)

@@ -9,7 +9,7 @@ from hf_peft_recipes import models
 from hf_peft_recipes.data import Example, Examples, Renderer
 from hf_peft_recipes.data.rendering import IGNORED, TokenRow
 from hf_peft_recipes.errors import UserError
-from hf_peft_recipes.preflight import RunRequest, examine
+from hf_peft_recipes.preflight import RunRequest, examine_data
 from hf_peft_recipes.rows import Tokenized, tokenize
 from hf_peft_recipes.spec import ResolvedRecipe
 
@@ -36,11 +36,11 @@ def inspect_data(
     """
     if recipe.value("data.streaming"):
         raise UserError("inspect looks at every row; leave --data.streaming out")
-    examined = examine(recipe, request)
-    examples, rows = examined.examples, examined.examples.usable_rows
+    examples = examine_data(recipe, request)
+    rows = examples.usable_rows
     if row is not None and not 0 <= row < rows:
         raise UserError(f"--row {row}: the usable training rows are 0 to {rows - 1}")
-    tokenized = tokenize(recipe, request, examined)
+    tokenized = tokenize(recipe, request, examples)
     chosen: Sequence[int] = (
         [row] if row is not None else [at * rows // number for at in range(min(number, rows))] if number else []
     )

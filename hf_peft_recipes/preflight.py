@@ -71,13 +71,22 @@ def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
         _check_folder(output_dir, request)
     if request.model is None:
         models.check_base(recipe.section("model"))
+    return Examined(output_dir, examine_data(recipe, request))
+
+
+def examine_data(recipe: ResolvedRecipe, request: RunRequest) -> Examples:
+    """Return the run's data, after every check that needs neither a base nor a folder.
+
+    Raises:
+        UserError: data that cannot be used.
+    """
     evaluation, data = recipe.section("evaluation") or {}, recipe.section("data") or {}
     if data["streaming"] and recipe.value("training.max_steps") in (None, -1) and not request.dry_run:
         raise UserError("data.streaming needs --max_steps: the end of a stream is not known beforehand")
     examples = read(data, evaluation, recipe.value("training.seed") or 0, request.dataset)
     if hint := _OTHER_FORMATS.get(recipe.objective, {}).get(examples.format):
         raise UserError(f"data set {examples.name!r} holds {examples.format} data, which {recipe.objective} {hint}")
-    return Examined(output_dir, examples)
+    return examples
 
 
 def clear_run(folder: Path) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from hf_peft_recipes import data, models
 from hf_peft_recipes.data import SAMPLE, Check, PreparedData, Renderer, require_serving
-from hf_peft_recipes.preflight import Examined, RunRequest
+from hf_peft_recipes.data.reading import Examples
+from hf_peft_recipes.preflight import RunRequest
 from hf_peft_recipes.spec import ResolvedRecipe
 
 
@@ -22,14 +23,14 @@ class Tokenized:
     """Tokens a row may have: as the recipe says, and never more than the base was made for."""
 
 
-def tokenize(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> Tokenized:
+def tokenize(recipe: ResolvedRecipe, request: RunRequest, examples: Examples) -> Tokenized:
     """Return the rows as tokens, after the stop test.
 
     Raises:
         UserError: what would be trained on is not what would be served, or too many rows would be lost.
     """
-    renderer, context = make_renderer(recipe, request, examined)
-    section, examples = recipe.section("data") or {}, examined.examples
+    renderer, context = make_renderer(recipe, request, examples)
+    section = recipe.section("data") or {}
     checks = require_serving(renderer, examples.sample(SAMPLE), bool(section["fix"]))
     lengths = [length for length in (recipe.value("training.max_length"), context) if length is not None]
     max_length = min(lengths, default=None)
@@ -37,7 +38,7 @@ def tokenize(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) ->
     return Tokenized(renderer, checks, tokens, max_length)
 
 
-def make_renderer(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> tuple[Renderer, int | None]:
+def make_renderer(recipe: ResolvedRecipe, request: RunRequest, examples: Examples) -> tuple[Renderer, int | None]:
     """Return the renderer for the recipe's base, and how many positions that base was made for.
 
     Raises:
@@ -52,6 +53,6 @@ def make_renderer(recipe: ResolvedRecipe, request: RunRequest, examined: Examine
     own = recipe.section("data") or {}
     separator = own["separator"]
     if separator is None:
-        separator = "" if examined.examples.joins_exactly else "\n"
+        separator = "" if examples.joins_exactly else "\n"
     stops = models.stop_ids(generation, tokenizer)
     return Renderer(tokenizer, stops, own["loss_on"], separator), models.context_length(config)

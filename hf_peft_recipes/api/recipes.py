@@ -128,6 +128,7 @@ class Recipe:
         devices: int = 1,
         sharding: str | None = None,
         trace: bool = False,
+        measure: bool = False,
         data: bool = False,
     ) -> "MemoryPlan":
         """Return what a run needs in memory and time, from the base's config; at once, unless more is asked for.
@@ -137,11 +138,12 @@ class Recipe:
             devices: how many of them.
             sharding: `none`, `ddp`, `fsdp`, `zero1`, `zero2` or `zero3`; None for `ddp` where there are several.
             trace: run the step on torch's meta device too, which takes seconds and checks the closed form.
+            measure: time a step on this machine, on few layers of the model with random weights.
             data: look at the data too: their tokens, and the hours that a run through them takes.
 
         Raises:
-            UserError: an unknown device or base, or an architecture that transformers does not have; with `data`, as
-                `train` raises it for its data.
+            UserError: an unknown device or base, or an architecture that transformers does not have; with `measure`, a
+                device that is not here; with `data`, as `train` raises it for its data.
         """
         from hf_peft_recipes.plan import plan_run
 
@@ -164,7 +166,9 @@ class Recipe:
             config, folder = read_base(source, section.get("revision"))
             stored = read_stored(folder, source)
         documents = self._documents(resolved) if data else None
-        return plan_run(resolved, config, source, device or self.device, devices, sharding, trace, documents, stored)
+        return plan_run(
+            resolved, config, source, device or self.device, devices, sharding, trace, documents, stored, measure
+        )
 
     def _documents(self, resolved: ResolvedRecipe) -> "Documents":
         from hf_peft_recipes.upstream_noise import quiet

@@ -22,7 +22,11 @@ def plan_command(
         str | None, typer.Option("--sharding", help="none, ddp, fsdp, zero1, zero2, zero3. [default: ddp]")
     ] = None,
     trace: Annotated[
-        bool, typer.Option("--trace", help="Run the step on torch's meta device too; measure this CPU's speed.")
+        bool, typer.Option("--trace", help="Run the step on torch's meta device too, which checks the plan.")
+    ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Time a step on this machine: few layers of the model, without its weights."),
     ] = False,
     data: Annotated[
         bool, typer.Option("--data", help="Read and tokenise the data too: tokens, steps, hours of the whole run.")
@@ -36,7 +40,7 @@ def plan_command(
     if gpus < 1:
         raise UserError(f"--gpus {gpus}: at least 1 is needed")
     recipe = resolve_recipe(name, parse_flags(context.args), gpu)
-    plan = recipe.plan(devices=gpus, sharding=sharding, trace=trace, data=data)
+    plan = recipe.plan(devices=gpus, sharding=sharding, trace=trace, measure=measure, data=data)
     if as_json:
         print_json(plan.shown())
         return

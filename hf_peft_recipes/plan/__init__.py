@@ -21,7 +21,7 @@ from hf_peft_recipes.plan.shapes import ARCHITECTURES, Shape, read_shape
 from hf_peft_recipes.plan.sizes import uncollected
 from hf_peft_recipes.plan.step import StepSizes, walk_step
 from hf_peft_recipes.plan.stored import StoredWeights, as_stored, reconcile
-from hf_peft_recipes.plan.throughput import expect_speed
+from hf_peft_recipes.plan.throughput import Speed, expect_speed
 from hf_peft_recipes.spec import ResolvedRecipe
 
 # It looks at data, and brings along what reads them.
@@ -124,6 +124,7 @@ def plan_run(
     trace: bool = False,
     documents: Documents | None = None,
     stored: StoredWeights | None = None,
+    measure: bool = False,
 ) -> MemoryPlan:
     """Return the plan of a recipe's run.
 
@@ -134,12 +135,14 @@ def plan_run(
         device: that it is to run on.
         devices: how many of them.
         sharding: one of `job.SHARDINGS`; None for `ddp` where there are several devices.
-        trace: run the step on the meta device too, and measure this CPU's rates where the plan is for it.
+        trace: run the step on the meta device too.
         documents: of the data, as `documents.look_at_documents` returns them; None for a plan without them.
         stored: what the base's files hold, None where they are not at hand.
+        measure: time a step here, on few layers of the model.
 
     Raises:
-        UserError: an architecture that transformers does not have, or numbers that make no plan.
+        UserError: an architecture that transformers does not have, numbers that make no plan, or a device that is not
+            here, to be timed.
     """
     dtype = stored.dtype if stored else None
     job = make_job(recipe, as_stored(config, stored), source, device, devices, sharding, documents, dtype)
@@ -147,7 +150,7 @@ def plan_run(
     missing = f"architecture {kind!r}" if kind not in ARCHITECTURES else job.closed_form_misses()
     if missing:
         _check_known(kind, source)
-        return _traced_alone(recipe, job, missing, documents)
+        return _traced_alone(recipe, job, missing, documents, measure)
     shape = read_shape(job.config, source)
     job, told = reconcile(replace(job, quantized_elements=shape.linear_elements()), shape, config, stored)
     traced = None
@@ -155,8 +158,7 @@ def plan_run(
         from hf_peft_recipes.plan.trace import trace_step
 
         traced = trace_step(job).peak_bytes
-        if job.on_cpu and find_profile(device) is None:
-            measure_cpu(device)
+    timed = _timed(job, recipe, documents) if measure else None
     profile = find_profile(device)
     with uncollected():
         step = walk_step(job, shape)
@@ -165,19 +167,31 @@ def plan_run(
         limits = largest(job, shape, estimates)
         advice = () if fits else tuple(advise(job, estimates, profile))
     speed = expect_speed(job, shape, step, profile) if profile else None
+    if timed:
+        speed = replace(timed, bound=speed.bound, other_share=speed.other_share) if speed else timed
     trained = step.gradient_bytes // (4 if job.adapter else job.item_bytes)
     total = shape.parameters() + job.extra_elements + (trained if job.adapter else 0)
     return _plan(
         recipe, job, memory, (total, trained), "closed form and trace" if trace else "closed form", traced,
-        (*told, *_assumptions(job, speed.source if speed else None, documents)), limits, documents,
-        tokens_per_second=speed.tokens_per_second if speed else None,
-        bound=speed.bound if speed else None,
-        other_share=speed.other_share if speed else None,
-        advice=advice,
+        (*told, *_assumptions(job, speed, documents)), limits, documents, speed, advice,
     )  # fmt: skip
 
 
-def _traced_alone(recipe: ResolvedRecipe, job: Job, missing: str, documents: Documents | None) -> MemoryPlan:
+def _timed(job: Job, recipe: ResolvedRecipe, documents: Documents | None) -> Speed:
+    """Return the speed that a step shows here, without the reasons for it."""
+    from hf_peft_recipes.plan.timing import time_step
+
+    timing = time_step(job, recipe, documents)
+    if job.on_cpu and find_profile(job.device) is None:
+        measure_cpu(job.device)
+    layers = " and ".join(map(str, timing.layers))
+    source = f"timed here, on {layers} layers of the model with random weights"
+    return Speed(job.devices * timing.tokens_per_second, None, None, source, timed=True)
+
+
+def _traced_alone(
+    recipe: ResolvedRecipe, job: Job, missing: str, documents: Documents | None, measure: bool
+) -> MemoryPlan:
     """Return the plan of a step that has no closed form."""
     from hf_peft_recipes.plan.trace import trace_step
 
@@ -188,11 +202,11 @@ def _traced_alone(recipe: ResolvedRecipe, job: Job, missing: str, documents: Doc
     parts["activations"] = traced.peak_bytes - sum(parts.values())
     sizes = StepSizes(traced.peak_bytes, _counter(parts), traced.saved_bytes, traced.saved_bytes, 0, 0, gradients, 0)
     memory = memory_of(job, sizes, 0)
-    note = f"{missing} has no closed form: traced on the meta device; evaluation and time are not planned"
+    note = f"{missing} has no closed form: traced on the meta device; evaluation is not planned"
+    speed = _timed(job, recipe, documents) if measure else None
     return _plan(
         recipe, job, memory, (traced.parameters, traced.trainable), "trace", traced.peak_bytes,
-        (note, *_assumptions(job, None, documents)), {}, documents,
-        tokens_per_second=None, bound=None, other_share=None, advice=(),
+        (note, *_assumptions(job, speed, documents)), {}, documents, speed, (),
     )  # fmt: skip
 
 
@@ -206,13 +220,16 @@ def _plan(
     assumptions: tuple[str, ...],
     limits: Mapping[str, int],
     documents: Documents | None,
-    **speed: Any,
+    speed: Speed | None,
+    advice: tuple[Advice, ...],
 ) -> MemoryPlan:
-    rate, data = speed["tokens_per_second"], None
+    rate, data = speed.tokens_per_second if speed else None, None
     positions = max(0, int(job.arguments.get("max_steps") or 0)) * job.accumulation * job.tokens * job.devices
     if documents:
         data = _data(job, documents)
-        positions = round(data["epochs"] * documents.positions(job.batch, job.packed))
+        timed = speed is not None and speed.timed
+        epoch = documents.tokens if timed else documents.positions(job.batch, job.packed)
+        positions = round(data["epochs"] * epoch)
     return MemoryPlan(
         recipe.name, job.source, job.device, job.devices, job.sharding, memory.parts, memory.phases, *parameters,
         hours=positions / rate / 3600 if rate and positions else None,
@@ -222,7 +239,10 @@ def _plan(
             "checkpointing": int(job.checkpointing),
         },
         data=data,
-        **speed,
+        tokens_per_second=rate,
+        bound=speed.bound if speed else None,
+        other_share=speed.other_share if speed else None,
+        advice=advice,
     )  # fmt: skip
 
 
@@ -242,7 +262,7 @@ def _data(job: Job, documents: Documents) -> dict[str, Any]:
     }
 
 
-def _assumptions(job: Job, source: str | None, documents: Documents | None) -> tuple[str, ...]:
+def _assumptions(job: Job, speed: Speed | None, documents: Documents | None) -> tuple[str, ...]:
     told = [f"every row is full: {job.length} tokens, all of them with loss; `--data` reads them, and tells the hours"]
     if documents:
         told = ["tokens with loss are spread evenly over the rows"]
@@ -253,7 +273,9 @@ def _assumptions(job: Job, source: str | None, documents: Documents | None) -> t
         told.append("no figure for a GPU has been checked against one: context, workspace and holes are estimates")
     if job.packed and not job.flash and not job.on_cpu:
         told.append("attention runs through SDPA with a dense mask, since the recipe asks for no flash attention")
-    told.append(f"speed: {source}" if source else "speed: this device's rates are not known (`--trace` measures a CPU)")
+    told.append(
+        f"speed: {speed.source}" if speed else "speed: not known; `--measure` times a step on the device itself"
+    )
     return tuple(told)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_peft_recipes.errors import UserError
-from hf_peft_recipes.preflight import RunRequest, examine
+from hf_peft_recipes.preflight import RunRequest, examine_data
 from hf_peft_recipes.rows import tokenize
 from hf_peft_recipes.spec import ResolvedRecipe
 
@@ -83,7 +83,7 @@ def look_at_documents(recipe: ResolvedRecipe, request: RunRequest) -> Documents:
     """
     if recipe.value("data.streaming"):
         raise UserError("plan --data looks at every row; leave --data.streaming out")
-    tokenized = tokenize(recipe, request, examine(recipe, request))
+    tokenized = tokenize(recipe, request, examine_data(recipe, request))
     lengths, supervised = _counted(tokenized.rows.train)
     training: Mapping[str, Any] = recipe.section("training") or {}
     if not training.get("packing"):

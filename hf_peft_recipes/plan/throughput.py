@@ -18,12 +18,13 @@ class Speed:
     """What a step is expected to take."""
 
     tokens_per_second: float
-    """Of all devices together."""
-    bound: str
-    """`arithmetic` or `memory`: which of the two takes longer."""
-    other_share: float
-    """Of the time, that is no matrix product."""
+    """Of all devices together; those of padding count too, unless it was timed."""
+    bound: str | None
+    """`arithmetic` or `memory`: which of the two takes longer; None where the device's rates are not known."""
+    other_share: float | None
+    """Of the time, that is no matrix product; None as above."""
     source: str
+    timed: bool = False
 
 
 def product_flops(job: Job, shape: Shape) -> float:

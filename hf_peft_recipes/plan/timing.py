@@ -1,7 +1,7 @@
-"""How fast a run will be, measured here before its weights are loaded: few of its layers, with random weights.
+"""How fast a run will be, timed here before its weights are loaded: few of its layers, with random weights.
 
-All layers of a model take the same time, so a model of one layer and one of four tell what a model of eighty will take.
-What runs is what would run: transformers' layers, PEFT's adapters, TRL's trainer, the faster paths.
+Layers that are alike take the same time, so what few of them and some more take tells what all will. What is timed is
+what would run: transformers' layers, PEFT's adapters, TRL's trainer, packing, the faster paths, the optimizer.
 """
 
 from __future__ import annotations
@@ -13,76 +13,100 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
 from hf_peft_recipes.adapters import add_adapter
 from hf_peft_recipes.data import PreparedData
+from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.embedded import MODEL_DIR
+from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.measure.clock import Step, StepClock
 from hf_peft_recipes.models import load_tokenizer, quantize
 from hf_peft_recipes.objectives import find_objective
+from hf_peft_recipes.plan.documents import Documents
 from hf_peft_recipes.plan.job import Job
 from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.speed import speed_up
 from hf_peft_recipes.upstream_noise import quiet
 
-LAYERS = (1, 4)
-"""Numbers of layers that are timed; a model that has no more is timed whole."""
+FEW, MORE = 1, 4
+"""Numbers of layers that are timed where all layers are alike, of groups of layers where they take turns."""
 WARMUP, STEPS = 1, 3
+LOADS = ("adapter_name_or_path",)
+"""What of an adapter's section is about weights that exist."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What a step of the whole model will take."""
+    """What steps of the whole model will take on one device of this machine."""
 
-    step_seconds: float
     tokens_per_second: float
-    """Real tokens, of this device."""
-    layer_seconds: float
-    """Of that, what each layer takes."""
+    """Real tokens, padding left out."""
+    step_seconds: float
+    """Of an optimizer step, all its micro-batches."""
+    layers: tuple[int, ...]
+    """Numbers of layers that were timed."""
 
 
-def time_step(job: Job, recipe: ResolvedRecipe, rows: Sequence[dict[str, list[int]]] | None = None) -> Timing:
+def time_step(job: Job, recipe: ResolvedRecipe, documents: Documents | None = None) -> Timing:
     """Return what an optimizer step of the whole model takes on this machine.
 
     Args:
         job: the run in numbers.
         recipe: that runs.
-        rows: token rows to train on, `input_ids` and `labels`; None for rows that are full to the last token.
+        documents: of the data, whose lengths and share of tokens with loss the timed rows have; None for rows that are
+            full to the last token.
+
+    Raises:
+        UserError: the plan is for a device that is not here.
     """
-    layers = int(job.config["num_hidden_layers"])
+    here = detect_device()
+    if (job.device.kind, job.device.name) != (here.kind, here.name):
+        raise UserError(f"what can be timed here is {here.describe()}, and the plan is for {job.device.describe()}")
+    layers, period = int(job.config["num_hidden_layers"]), layer_period(job.config)
+    numbers = (FEW * period, MORE * period) if layers > MORE * period else (layers,)
+    rows = _rows(job, documents)
     with quiet():
-        if layers <= LAYERS[-1]:
-            whole = _steps(job, recipe, layers, rows)
-            return _timing(whole, statistics.median(step.seconds for step in whole), 0.0)
-        few, more = (_steps(job, recipe, number, rows) for number in LAYERS)
-    first, last = (statistics.median(step.seconds for step in steps) for steps in (few, more))
-    layer = (last - first) / (LAYERS[1] - LAYERS[0])
-    return _timing(more, first + (layers - LAYERS[0]) * layer, layer)
+        timed = [_steps(job, recipe, number, rows) for number in numbers]
+    seconds = [statistics.median(step.seconds for step in steps) for steps in timed]
+    whole = seconds[-1]
+    if len(numbers) > 1:
+        whole += (layers - numbers[1]) * (seconds[1] - seconds[0]) / (numbers[1] - numbers[0])
+    tokens = statistics.mean(step.tokens for step in timed[-1])
+    return Timing(tokens / whole, whole, numbers)
 
 
-def _timing(steps: Sequence[Step], seconds: float, layer: float) -> Timing:
-    tokens = statistics.mean(step.tokens for step in steps)
-    return Timing(seconds, tokens / seconds, layer)
+def layer_period(config: Any) -> int:
+    """Return after how many layers their kinds repeat: 1 where all are alike.
+
+    Args:
+        config: values of a config.json; `layer_types` names the attention of every layer.
+    """
+    kinds = list(config.get("layer_types") or [])
+    return next((step for step in range(1, len(kinds)) if kinds[step:] == kinds[:-step]), 1)
 
 
-def _steps(job: Job, recipe: ResolvedRecipe, layers: int, rows: Sequence[dict[str, list[int]]] | None) -> list[Step]:
+def _steps(job: Job, recipe: ResolvedRecipe, layers: int, rows: Sequence[dict[str, list[int]]]) -> list[Step]:
     """Return the timed steps of the model with so many layers."""
     from datasets import Dataset
     from transformers import set_seed
 
-    objective, number = find_objective(recipe.objective), WARMUP + STEPS
+    objective = find_objective(recipe.objective)
     set_seed(0)
     model = _model(job, recipe, layers, objective.TASK_TYPE)
-    data = Dataset.from_list(list(rows) if rows else _full_rows(job, number))
     with tempfile.TemporaryDirectory() as folder:
-        quiet_ones = {"eval_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
-        arguments = objective.training_arguments(
-            {**job.arguments, **quiet_ones, "max_steps": number, "output_dir": folder}
-        )
+        alone = {
+            "eval_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
+            "push_to_hub": False, "max_steps": WARMUP + STEPS, "max_length": job.length, "output_dir": folder,
+        }  # fmt: skip
         clock = StepClock()
         trainer = objective.build_trainer(
-            model, load_tokenizer({"name_or_path": str(MODEL_DIR)}), PreparedData(data, None, [], dict), arguments,
-            [clock],
+            model, load_tokenizer({"name_or_path": str(MODEL_DIR)}),
+            PreparedData(Dataset.from_list(list(rows)), None, [], dict),
+            objective.training_arguments({**job.arguments, **alone}), [clock],
         )  # fmt: skip
+        for callback in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(callback)
         clock.watch(trainer)
         if job.speed:
             speed_up(model, job.device.kind)
@@ -94,27 +118,40 @@ def _model(job: Job, recipe: ResolvedRecipe, layers: int, task_type: str) -> Any
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    values = {key: value for key, value in job.config.items() if key not in ("model_type", "quantization_config")}
+    deep = int(job.config["num_hidden_layers"])
     # Lists of a value a layer are as long as the model is deep.
-    deep = int(values["num_hidden_layers"])
     values = {
         key: value[:layers] if isinstance(value, list) and len(value) == deep else value
-        for key, value in values.items()
-    } | {"num_hidden_layers": layers}
-    config = CONFIG_MAPPING[str(job.config["model_type"])].from_dict(values)
+        for key, value in job.config.items()
+        if key not in ("model_type", "quantization_config")
+    }
+    config = CONFIG_MAPPING[str(job.config["model_type"])].from_dict({**values, "num_hidden_layers": layers})
     dtype = {2: torch.bfloat16, 4: torch.float32}[job.item_bytes]
-    device = torch.device("cuda" if job.device.kind == "cuda" else "cpu")
-    with device:
+    with torch.device("cuda" if job.device.kind == "cuda" else "cpu"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=job.attention)
-    if quantization := recipe.section("quantization"):
+    # A base whose files are quantised says how in its config.
+    told = job.config.get("quantization_config") or {}
+    stored = {key: told[key] for key in told if key.startswith(("load_in_", "bnb_", "llm_int8_"))}
+    if quantization := recipe.section("quantization") or stored:
         model = quantize(model, quantization)
     if job.adapter:
-        model = add_adapter(model, job.adapter, task_type)
+        model = add_adapter(model, {key: job.adapter[key] for key in job.adapter if key not in LOADS}, task_type)
     return model
 
 
-def _full_rows(job: Job, steps: int) -> list[dict[str, list[int]]]:
-    draw, count = random.Random(0), job.batch * job.accumulation * steps
-    most = min(1000, int(job.config["vocab_size"]))
-    rows = [[draw.randrange(1, most) for _ in range(job.length)] for _ in range(count)]
-    return [{"input_ids": row, "labels": row} for row in rows]
+def _rows(job: Job, documents: Documents | None, seed: int = 0) -> list[dict[str, list[int]]]:
+    """Return token rows for all the steps of one timing: as the data are, or full."""
+    draw = random.Random(seed)
+    count, words = job.batch * job.accumulation * (WARMUP + STEPS), min(1000, int(job.config["vocab_size"]))
+    lengths = [job.length] * count
+    if documents:
+        # Rows that are packed of few documents are less full than those of many.
+        known = documents.lengths
+        many = -(-5 * count * len(known) // (4 * documents.row_count))
+        lengths = draw.sample(known, many) if many <= len(known) else draw.choices(known, k=many)
+    rows = []
+    for length in lengths:
+        ids = [draw.randrange(1, words) for _ in range(length)]
+        without_loss = round((1 - job.supervised) * length)
+        rows.append({"input_ids": ids, "labels": [-100] * without_loss + ids[without_loss:]})
+    return rows

@@ -44,12 +44,7 @@ def plan_view(plan: Mapping[str, Any]) -> Any:
     if plan["data"]:
         lines.append(_data(plan["data"]))
     if plan["tokens_per_second"]:
-        bound = "arithmetic" if plan["bound"] == "arithmetic" else "memory traffic"
-        hours = f", {plan['hours']:.2g} hours" if plan["hours"] else ""
-        lines.append(
-            f"about {plan['tokens_per_second']:,.0f} tokens/s{hours}, limited by {bound} "
-            f"({plan['other_share']:.0%} of the time is no matrix product)"
-        )
+        lines.append(_speed(plan))
     if plan["limits"]:
         batch, length = plan["limits"]["batch"], plan["limits"]["length"]
         most = f"at most {batch:,} rows of this length at a time, or one row of {length:,} tokens"
@@ -103,6 +98,15 @@ def _step(plan: Mapping[str, Any]) -> str:
         f"{trainable:,} of {total:,} parameters train; {step['batch']} × {step['length']:,} tokens at a time, "
         f"{step['accumulation']} times a step{checkpointing}"
     )
+
+
+def _speed(plan: Mapping[str, Any]) -> str:
+    hours = f", {plan['hours']:.2g} hours" if plan["hours"] else ""
+    why = ""
+    if plan["bound"]:
+        bound = "arithmetic" if plan["bound"] == "arithmetic" else "memory traffic"
+        why = f", limited by {bound} ({plan['other_share']:.0%} of the time is no matrix product)"
+    return f"about {plan['tokens_per_second']:,.0f} tokens/s{hours}{why}"
 
 
 def _data(data: Mapping[str, Any]) -> str:
