@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import benchmarks.report
-from benchmarks.report import memory, peers, quality, throughput
+from benchmarks.report import gpu_plan, memory, peers, quality, throughput
 from benchmarks.report.blocks import fill
 from benchmarks.report.pieces import Section
 from benchmarks.report.recipe_headers import headed
@@ -21,6 +21,7 @@ Room = Callable[[Path, str], Section | None]
 
 SECTIONS: dict[str, tuple[str, Room]] = {
     "memory": ("memory.jsonl", memory.report),
+    "gpu_plan": ("gpu/plan.jsonl", gpu_plan.report),
     "throughput": ("throughput.jsonl", throughput.report),
     "peers_lora": ("peers_lora.json", peers.report),
     "peers_qlora": ("peers_qlora.json", peers.report),

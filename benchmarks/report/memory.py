@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.memory import PHASES, WITHIN, errors
-from benchmarks.report.lines import CELL_HEADINGS, cell_label, cell_words, done, listed, read_results
+from benchmarks.report.lines import CELL_HEADINGS, cell_words, done, how_far, listed, read_results
 from benchmarks.report.palette import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, plain
-from benchmarks.report.pieces import MIB, NOTHING, Block, Plot, Section, Table, mib, off, share
+from benchmarks.report.pieces import MIB, NOTHING, Block, Plot, Section, Table, mib, off
 from hf_peft_recipes.bench.suite import Line
 
 STACK = {
@@ -80,15 +80,7 @@ def _summary(lines: Sequence[Line]) -> str:
 
 def _errors(lines: Sequence[Line], phase: str) -> str:
     """Return how many plans of a phase are near, and how far off all of them and the worst are."""
-    values = [errors(line)[phase] for line in lines]
-    inside = sum(abs(value) <= WITHIN for value in values)
-    at = max(range(len(values)), key=lambda place: abs(values[place]))
-    told = f"{inside} of {len(values)} within {WITHIN:.0%}".replace("%", " %")
-    mean, worst = (
-        share(statistics.mean(map(abs, values))),
-        f"{off(values[at])} at worst ({cell_label(lines[at]['cell'])})",
-    )
-    return f"{told}, {mean} off on average, {worst}"
+    return how_far(lines, [errors(line)[phase] for line in lines], WITHIN)
 
 
 def _sentence(lines: Sequence[Line], compared: Sequence[Line]) -> str:
@@ -128,6 +120,7 @@ def draw(lines: Sequence[Line], figure: Any) -> None:
     recipes, sizes = _recipes(lines), _sizes(lines)
     fields = figure.subplots(len(recipes), len(sizes), sharey="col", squeeze=False)
     names = dict[str, Any]()
+    tallest = {size: max(_heights([line for line in lines if line["cell"]["shape"] == size])) for size in sizes}
     for row, recipe in enumerate(recipes):
         for column, size in enumerate(sizes):
             axes = fields[row][column]
@@ -139,7 +132,14 @@ def draw(lines: Sequence[Line], figure: Any) -> None:
             plain(axes, "y")
             if column == 0:
                 axes.set_ylabel("MiB")
+            if row == len(recipes) - 1:
+                axes.set_xlabel("tokens a row (hatched: with checkpointing)", fontsize=8)
+            axes.set_ylim(0, 1.1 * tallest[size])
     figure.legend(names.values(), names.keys(), loc="outside upper center", ncols=5, frameon=False, fontsize=9)
+
+
+def _heights(lines: Sequence[Line]) -> list[float]:
+    return [max(line["planned"]["phases"]["train"], measured_bytes(line)) / MIB for line in lines]
 
 
 def _bars(axes: Any, lines: Sequence[Line]) -> dict[str, Any]:
@@ -162,7 +162,6 @@ def _bars(axes: Any, lines: Sequence[Line]) -> dict[str, Any]:
     (names["measured"],) = axes.plot(
         places, measured, "D", color="white", markeredgecolor=BLACK, markersize=5, linestyle="none"
     )
-    axes.set_ylim(0)
     _length_labels(axes, lines, places)
     return names
 
@@ -187,4 +186,3 @@ def _length_labels(axes: Any, lines: Sequence[Line], places: Sequence[float]) ->
     for line, place in zip(lines, places, strict=True):
         groups.setdefault(_group(line), []).append(place)
     axes.set_xticks([statistics.mean(found) for found in groups.values()], groups.keys(), fontsize=8)
-    axes.set_xlabel("tokens a row (hatched: with checkpointing)", fontsize=8)

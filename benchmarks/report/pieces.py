@@ -60,7 +60,7 @@ class Plot:
         figure = Figure(figsize=self.size, dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
         self.draw(figure)
-        told = textwrap.fill(self.provenance.phrase(), round(self.size[0] * 15))
+        told = textwrap.fill(self.provenance.phrase(), round(self.size[0] * 17))
         figure.supxlabel(told, fontsize=7, color="#666666", x=0.01, ha="left")
         figure.savefig(folder / self.file, metadata={"Software": None})
 

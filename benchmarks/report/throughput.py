@@ -14,6 +14,8 @@ from hf_peft_recipes.bench.suite import Line
 
 PHASES = ("start", "data", "load", "train", "evaluate", "save")
 _RATES = ("tokens/s", "with loss/s", "samples/s", "step s (p10–p90)", "MFU", "HFU", "planned tokens/s")
+_TOLD = (0, 3, 4)
+"""Of those, what the README tells."""
 
 
 def report(path: Path, name: str) -> Section | None:
@@ -42,12 +44,17 @@ def report(path: Path, name: str) -> Section | None:
         " executed, both as a share of this machine's rate of matrix products. The seconds at the right are those of"
         " each phase of the whole run: `start` from the process's beginning, imports included, `train` with warm-up."
     )
-    short = Table(
-        provenance, ("cell", "tokens/s", "step s (p10–p90)", "MFU"),
-        [[cell_label(line["cell"]), *(_speed(line["figures"])[at] for at in (0, 3, 4))] for line in timed],
-    )  # fmt: skip
+    told = zip(_labels(timed), (_speed(line["figures"]) for line in timed), strict=True)
+    rows = [[label, *(speed[at] for at in _TOLD)] for label, speed in told]
+    short = Table(provenance, ["cell", *(_RATES[at] for at in _TOLD)], rows)
     block = Block(provenance, "Tokens a second, padding left out, of whole runs on packed documents:", short)
     return Section("Throughput", wrap(text), table, plot, block)
+
+
+def _labels(lines: Sequence[Line]) -> list[str]:
+    """Return what each cell is called: its documents too, where they are not alike in all."""
+    several = len({line["cell"]["lengths"] for line in lines}) > 1
+    return [cell_label(line["cell"], documents=several) for line in lines]
 
 
 def _row(line: Line) -> list[str]:
@@ -93,7 +100,7 @@ def draw(lines: Sequence[Line], figure: Any) -> None:
             linestyle="none",
         )  # fmt: skip
         figure.legend(loc="outside upper right", frameon=False, fontsize=9)
-    axes.set_yticks(places, [cell_label(line["cell"]) for line in lines], fontsize=9)
+    axes.set_yticks(places, _labels(lines), fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel("tokens/s")
