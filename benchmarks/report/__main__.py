@@ -77,6 +77,12 @@ def changed(found: dict[Path, str]) -> list[Path]:
     return [path for path, text in found.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
 
 
+def write_changed(found: dict[Path, str]) -> None:
+    """Write the files that do not say what they are to say."""
+    for path in changed(found):
+        write_text(path, found[path])
+
+
 def main(words: list[str] | None = None) -> int:
     """Write what is to be written, or tell what would be; return the exit code.
 
@@ -106,8 +112,7 @@ def main(words: list[str] | None = None) -> int:
         for path in [*differing, *missing]:
             print(f"{path}: not what the results say; python -m benchmarks.report writes it", file=sys.stderr)
         return 1 if differing or missing else 0
-    for path in differing:
-        write_text(path, found[path])
+    write_changed(found)
     for plot in plots:
         plot.write(options.results)
     return 0

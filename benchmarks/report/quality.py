@@ -104,13 +104,15 @@ _TEXT = (
 
 
 def group(lines: Iterable[Line]) -> list[Group]:
-    """Return the runs of each method and task together, in the order in which they come."""
+    """Return the runs of each method and task together, task by task, in the order in which they come."""
     found = dict[tuple[Any, ...], list[Line]]()
     for line in lines:
         cell = line["cell"]
         task = (cell["model"], cell["dataset"], cell["steps"], *cell["flags"])
         found.setdefault((cell["method"], task), []).append(line)
-    return [Group(method, task, together) for (method, task), together in found.items()]
+    groups = [Group(method, task, together) for (method, task), together in found.items()]
+    tasks = _tasks(groups)
+    return sorted(groups, key=lambda one: tasks.index(one.task))
 
 
 def _tasks(groups: Sequence[Group]) -> list[tuple[Any, ...]]:
