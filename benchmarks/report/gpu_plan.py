@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.memory import WITHIN
 from benchmarks.report.lines import CELL_HEADINGS, cell_words, done, how_far, read_results
-from benchmarks.report.pieces import NOTHING, Block, Section, Table, mib, off
+from benchmarks.report.pieces import NOTHING, Block, Section, Table, mib, off, wrap
 from hf_peft_recipes.bench.suite import Line
 
 
@@ -29,7 +29,7 @@ def report(path: Path, name: str) -> Section | None:
     table = Table(provenance, headings, [_row(line) for line in lines])
     compared = [line for line in done(lines) if line["compared"]["off"] is not None]
     text = f"Planned bytes of tensors against those that torch's allocator counted: {_errors(compared)}."
-    return Section("A GPU's memory: planned and allocated", text, table, None, Block(provenance, text))
+    return Section("A GPU's memory: planned and allocated", wrap(text), table, None, Block(provenance, text))
 
 
 def _row(line: Line) -> list[str]:

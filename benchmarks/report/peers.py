@@ -176,12 +176,12 @@ def draw(record: Record, figure: Any) -> None:
                 ends = [[one["median"] - one["low"]], [one["high"] - one["median"]]]
                 axes.errorbar([one["median"]], [at], xerr=ends, fmt="o", color=BLUE, capsize=4, markersize=6)
                 axes.annotate(
-                    f"{one['median']:.2f}", (one["median"], at), (0, 7), textcoords="offset points", ha="center",
+                    f"{one['median']:.2f}", (max(1, one["high"]), at), (7, 0), textcoords="offset points", va="center",
                     fontsize=8,
                 )  # fmt: skip
-        axes.set_title(f"{title}, ratio", fontsize=9)
+        axes.set_title(f"{title}: ours to the peer's", fontsize=9)
         # From 0, so that how far a ratio is from 1 is seen as it is.
-        axes.set_xlim(0, 1.15 * max([1.0, *(one["high"] for _, one in found if one)]))
+        axes.set_xlim(0, 1.3 * max([1.0, *(one["high"] for _, one in found if one)]))
     shares = [record.get("ceiling", {}).get(name, {}).get("reached", {}).get("median", 0) for name in names]
     bars = fields[-1].barh(range(len(names)), [100 * value for value in shares], height=0.55, color=GREY)
     fields[-1].bar_label(bars, [share(value) if value else NOTHING for value in shares], padding=3, fontsize=8)
