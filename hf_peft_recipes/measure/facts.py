@@ -48,11 +48,24 @@ def code_digest() -> str:
 
     Unlike a commit it is known where there is no git, and stays what it is when the figures are committed.
     """
-    package, recipes = Path(__file__).parent.parent, shipped_folder()
+    return digest_sources(Path(__file__).parent.parent, shipped_folder())
+
+
+def digest_sources(package: Path, recipes: Path) -> str:
+    """Return the start of a SHA-256 over sources and recipes, each with its name.
+
+    Args:
+        package: the folder of the sources.
+        recipes: that of the recipes. Lines of theirs that are comments do not count: the head of a recipe tells of its
+            receipt, and what was measured is of the same recipe after that is written.
+    """
     digest = hashlib.sha256()
     for folder, pattern in ((package, "*.py"), (recipes, "*.yaml")):
         for path in sorted(folder.rglob(pattern)):
-            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+            lines = path.read_bytes().splitlines(keepends=True)
+            # With a space before it, it may be a line of a block scalar.
+            kept = [line for line in lines if pattern != "*.yaml" or not line.startswith(b"#")]
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + b"".join(kept) + b"\0")
     return digest.hexdigest()[:12]
 
 
