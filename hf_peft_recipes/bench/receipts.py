@@ -126,7 +126,7 @@ def make_receipt(name: str, steps: int = STEPS) -> Receipt:
     seconds, tokens = sum(series["seconds"][1:]), sum(series["tokens"][1:])
     return {
         "schema_version": SCHEMA_VERSION,
-        "name": record["recipe"],
+        "name": name,
         "steps": steps,
         "options": OPTIONS,
         "losses": [point["loss"] for point in points],
