@@ -143,7 +143,8 @@ def test_every_way_to_merge_is_scored_and_the_nearest_kept(merged_qlora, tmp_pat
     figures = {name: found["divergence"]["mean"] for name, found in merged.variants.items()}
     assert set(figures) == {"bf16", "dequantized", "requantized"}
     assert merged.into == min(figures, key=figures.get) == "dequantized"
-    assert figures["dequantized"] < 1e-5 < min(figures["bf16"], figures["requantized"])
+    # Where nothing multiplies in bfloat16 the other two are nearer too.
+    assert figures["dequantized"] < 1e-5 and 3 * figures["dequantized"] < min(figures["bf16"], figures["requantized"])
     # The same rows, model and arithmetic as at the end of the run.
     assert merged.record["unmerged"]["metrics"] == pytest.approx(RunResult.read(folder).metrics["after"], rel=1e-4)
     for found in merged.variants.values():
@@ -167,10 +168,11 @@ def test_every_way_to_merge_is_scored_and_the_nearest_kept(merged_qlora, tmp_pat
 
 
 def test_a_merge_into_float32_changes_nothing_and_shards_make_one_model(with_head, tmp_path):
-    folder = edited(with_head, tmp_path / "out", "dtype: bfloat16", "dtype: float32")
+    dtype = get_recipe("lora").resolved.value("model.dtype")
+    folder = edited(with_head, tmp_path / "out", f"dtype: {dtype}", "dtype: float32")
     merged = RunResult.read(folder).merge(tmp_path / "m", max_shard_size="500KB", progress=False)
     assert merged.variants["bf16"]["dtype"] == "float32"
-    assert merged.variants["bf16"]["divergence"]["mean"] < 1e-9
+    assert merged.variants["bf16"]["divergence"]["mean"] < 1e-7
     assert len(list(merged.folder.glob("model-*.safetensors"))) > 4
     assert (merged.folder / "model.safetensors.index.json").is_file()
     assert set(merged.record["files"]) == {path.name for path in merged.folder.iterdir()} - {"merge.json"}

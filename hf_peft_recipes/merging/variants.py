@@ -62,7 +62,8 @@ def build(name: str, recipe: ResolvedRecipe, adapter: Path) -> Any:
     base = models.load_base(model_class, recipe.section("model"), quantization if variant.dequantizes else None)
     if getattr(base, "hf_quantizer", None) is not None:
         quantization = quantization or _arguments(base.config.quantization_config)
-        base = base.dequantize()
+        # What comes out of 4 bits has the type that the files were made in, the rest that which the run asked for.
+        base = base.dequantize().to(base.get_input_embeddings().weight.dtype)
         _forget_quantized_files(base)
     # Of the names as they will be again once the adapter is gone.
     dtypes = {key: parameter.dtype for key, parameter in base.named_parameters()}
