@@ -25,6 +25,7 @@ from benchmarks.peers.matching import compare, table
 from benchmarks.peers.ratios import ratios, spread
 from benchmarks.peers.record import Record
 from benchmarks.peers.work import ADAPTER, MODEL, ROWS, Shape
+from hf_peft_recipes import get_recipe
 from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.errors import UserError, did_you_mean
 
@@ -129,6 +130,7 @@ def benchmark(record: Record, contenders: dict[str, Contender], options: argpars
     """Run everything and fill the record; return the exit code."""
     from hf_peft_recipes.measure.facts import host_facts, installed_versions
 
+    dtype = str(get_recipe(options.recipe).resolved.value("model.dtype"))
     shape = Shape(options.hidden, options.layers, options.vocabulary, options.rows)
     record.content |= {
         "what": "ratios of the first contender's figure to the peer's, within a turn; above 1 is more",
@@ -139,6 +141,7 @@ def benchmark(record: Record, contenders: dict[str, Contender], options: argpars
             "threads": os.environ.get("OMP_NUM_THREADS"),
         },
         "versions": installed_versions(),
+        "dtype": dtype,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     with tempfile.TemporaryDirectory() as scratch:
@@ -148,7 +151,7 @@ def benchmark(record: Record, contenders: dict[str, Contender], options: argpars
         def job(contender: Contender, steps: int, accumulation: int, **others: Any) -> Job:
             return Job(
                 options.recipe, str(folder / MODEL), str(folder / ROWS), steps, matched=not contender.unmatched,
-                settings=contender.settings, accumulation=accumulation, length=options.length, **others,
+                settings=contender.settings, accumulation=accumulation, length=options.length, dtype=dtype, **others,
             )  # fmt: skip
 
         checked = {

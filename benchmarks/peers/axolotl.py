@@ -34,7 +34,7 @@ def config(job: Job, folder: Path) -> dict[str, Any]:
         "micro_batch_size": job.batch, "gradient_accumulation_steps": job.accumulation, "max_steps": job.steps,
         "learning_rate": job.learning_rate, "lr_scheduler": job.schedule, "warmup_steps": 0, "optimizer": job.optimizer,
         "weight_decay": training["weight_decay"], "max_grad_norm": job.max_grad_norm, "seed": job.seed,
-        "bf16": True, "gradient_checkpointing": False, "attn_implementation": "sdpa", "save_strategy": "no",
+        "bf16": training["bf16"], "gradient_checkpointing": False, "attn_implementation": "sdpa", "save_strategy": "no",
         "shuffle_merged_datasets": False, "shuffle_before_merging_datasets": False,
         "dataset_prepared_path": str(folder / "prepared"), "output_dir": str(folder / "out"), "num_epochs": 1,
         **({} if torch.cuda.is_available() else _ON_CPU),

@@ -36,9 +36,7 @@ _PACKED = {
 
 CONTENDERS = {
     "ours": Contender("ours"),
-    "trl_best": Contender(
-        "plain_trl", settings={"training": {**_PACKED, "model_init_kwargs": {"dtype": "bfloat16"}}}
-    ),
+    "trl_best": Contender("plain_trl", settings={"training": _PACKED}),
     "trl_defaults": Contender(
         "plain_trl",
         unmatched="as written first: a model by name is float32, 8 padded rows a step, checkpointing, loss on every "
@@ -50,8 +48,8 @@ CONTENDERS = {
         "qlora",
         # What `trl sft --dtype bfloat16 --load_in_4bit --use_bnb_nested_quant --use_peft` makes of its flags.
         settings={
-            "training": {**_PACKED, "model_init_kwargs": {"dtype": "bfloat16"}},
-            "quantization": {"dtype": "bfloat16", "load_in_4bit": True, "use_bnb_nested_quant": True},
+            "training": _PACKED,
+            "quantization": {"load_in_4bit": True, "use_bnb_nested_quant": True},
         },
     ),
     "llamafactory": Contender("llamafactory", environment="llamafactory", packs_alike=False, default=False),

@@ -44,6 +44,8 @@ class Job:
     """Without warm-up of the rate."""
     max_grad_norm: float = 1.0
     optimizer: str = "adamw_torch_fused"
+    dtype: str = "bfloat16"
+    """Of weights and products: what our recipe takes on this device, since not every processor multiplies bfloat16."""
     seed: int = 42
 
     def write(self, path: Path) -> None:
@@ -61,6 +63,7 @@ class Job:
             "weight_decay": 0.0,
             "max_grad_norm": self.max_grad_norm,
             "optim": self.optimizer,
+            "bf16": self.dtype == "bfloat16",
             "seed": self.seed,
         }
 

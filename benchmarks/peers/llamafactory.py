@@ -29,7 +29,7 @@ def arguments(job: Job, folder: Path) -> dict[str, Any]:
         **job.training(), "stage": "sft", "do_train": True, "model_name_or_path": job.model, "max_steps": job.steps,
         "dataset_dir": str(folder), "dataset": "rows", "template": TEMPLATE, "cutoff_len": job.length,
         "packing": job.packed, "neat_packing": job.packed, "finetuning_type": "lora", "lora_target": "all",
-        "lora_rank": LORA["r"], "lora_alpha": LORA["lora_alpha"], "lora_dropout": LORA["lora_dropout"], "bf16": True,
+        "lora_rank": LORA["r"], "lora_alpha": LORA["lora_alpha"], "lora_dropout": LORA["lora_dropout"],
         "flash_attn": "sdpa", "disable_gradient_checkpointing": True, "use_cpu": not torch.cuda.is_available(),
         "output_dir": str(folder / "out"), "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
         **({"quantization_bit": 4, "double_quantization": True} if job.recipe == "qlora" else {}),

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from benchmarks.peers.job import LORA, Job, read_job
 from benchmarks.peers.recording import watching
@@ -22,14 +23,18 @@ def command(job: Job, folder: Path) -> list[str]:
         "data.validation_size": 0, "evaluation.max_rows": 0, "save_strategy": "no", "certify": "off",
     }  # fmt: skip
     if job.matched:
-        options |= {**job.training(), **LORA, "max_length": job.length, "packing": str(job.packed).lower()}
+        options |= {**job.training(), **LORA, "max_length": job.length, "packing": job.packed}
     options |= job.settings
     return [
         "hf-peft-recipes",
         "train",
         job.recipe,
-        *(str(word) for key, value in options.items() for word in (f"--{key}", value)),
+        *(word for key, value in options.items() for word in (f"--{key}", _text(value))),
     ]
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def main() -> None:

@@ -23,8 +23,10 @@ def build_trainer(job: Job, folder: str) -> Any:
     training = dict(job.settings.get("training", {}))
     if job.matched:
         training = {**job.training(), "max_length": job.length, **training}
-        training["packing"] = job.packed
-    quantization = job.settings.get("quantization")
+        training |= {"packing": job.packed, "model_init_kwargs": {"dtype": job.dtype}}
+    quantization = {**job.settings.get("quantization", {})}
+    if quantization:
+        quantization["dtype"] = job.dtype
     arguments = SFTConfig(
         output_dir=folder,
         max_steps=job.steps,
