@@ -36,8 +36,9 @@ def walk_loss(walk: Walk, model: Model, hidden: Value) -> Value:
             ledger.spike("logits", chunk * FLOAT32)
             del buffers
         return walk.make(tokens, FLOAT32, [chosen], _gradient_only(walk, gradient), [gradient])
-    tile = min(tokens, TILE_TOKENS) * TILE_WIDTH
     used = min(tokens, TILE_TOKENS) * min(width, TILE_WIDTH)
+    # A row of the tile is as wide for a small vocabulary; a host holds the pages that are written to.
+    tile = used if job.on_cpu else min(tokens, TILE_TOKENS) * TILE_WIDTH
     # What TRL's tile functions hold at once beside the tile, in bytes an element; Triton works in place.
     forward_bytes, backward_bytes = (0, 0) if triton else (13, 29)
     lowered = min(width, TILE_WIDTH) * shape.hidden * compute if head.itemsize != compute else 0

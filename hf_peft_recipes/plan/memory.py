@@ -7,13 +7,16 @@ from dataclasses import dataclass, replace
 
 from hf_peft_recipes.plan.job import Job
 from hf_peft_recipes.plan.shapes import Shape
+from hf_peft_recipes.plan.sizes import FLOAT32
 from hf_peft_recipes.plan.step import StepSizes, walk_evaluation, walk_step, walk_validation
 
 MIB = 2**20
 
-HOST_LIBRARIES_BYTES = 587 * MIB
-"""Resident before a model is loaded, with everything imported that a run needs, and the code that its first steps
-fetch: measured with torch 2.13 (CPU), transformers 5.23, trl 1.16, peft 0.21.2, bitsandbytes 0.50.2, Linux x86-64."""
+HOST_LIBRARIES_BYTES = 565 * MIB
+"""Resident before a model is loaded, with everything imported that a run needs: measured with torch 2.13 (CPU),
+transformers 5.23, trl 1.16, peft 0.21.2, bitsandbytes 0.50.2, Linux x86-64."""
+HOST_CODE_BYTES = 22 * MIB
+"""Of those libraries, code that the first step, evaluation and saving fetch; measured likewise."""
 KERNEL_BYTES, KERNELS_KEPT = MIB, 1024
 """What each new shape of a bfloat16 product leaves behind, and for how many shapes oneDNN keeps a kernel (its
 documented ONEDNN_PRIMITIVE_CACHE_CAPACITY). Measured in real runs on documents of all lengths, two a row: 0.3 GiB more
@@ -22,11 +25,31 @@ product, 6.8 MiB for another length in attention's way back. With room for 64 ke
 own half of the growth is gone; what the other half is has not been found."""
 KERNELS_A_LENGTH = 10
 """Made for each new length of a document, by attention's way back, the layers' products over the row and the head."""
-HOST_HOLES = 0.75
-"""Of what a pass without checkpointing saves: holes in glibc's heap, checkpointing or not. Torch asks for memory
-aligned to 64 bytes, and glibc gives no hole of just the size again to such a request (its bug 14581; glibc 2.36 here).
-Measured over models and lengths; with every tensor in pages of its own (MALLOC_MMAP_THRESHOLD_=65536) the holes are
-gone."""
+
+
+@dataclass(frozen=True)
+class Holes:
+    """Holes in glibc's heap; those of training are shares of what a pass without checkpointing saves.
+
+    Torch asks for memory aligned to 64 bytes, and glibc gives no hole of just the size again to such a request (its bug
+    14581; glibc 2.36 here). With every tensor in pages of its own (MALLOC_MMAP_THRESHOLD_=65536) they are gone, and
+    steps take a quarter longer.
+    """
+
+    back: float
+    """Where the peak is on the way back."""
+    head: float
+    """Where it is in a head that makes its logits in pages of their own, before the way back has left its holes."""
+    evaluation: float
+    """Of training's, what is left when evaluation has filled some of them."""
+    quantizing: float
+    """After loading, as a share of the quantised weights in float32."""
+
+
+HOST_HOLES = {2: Holes(0.75, 0.75, 0.0, 0.0), 4: Holes(1.1, 0.6, 0.9, 0.4)}
+"""By the bytes of a number in products: on a processor that has bfloat16, and in float32 on one that has not. Measured
+over models, lengths and recipes; in float32 from 0.5 to 1.3 on the way back, from 0.3 to 0.9 in the head, and from 0 to
+1 after loading, from load to load of the same model."""
 GPU_CONTEXT_BYTES = 512 * MIB
 """CUDA's context and the code of the kernels; not measured here."""
 GPU_WORKSPACE_BYTES = 8 * MIB
@@ -97,24 +120,47 @@ def memory_of(job: Job, step: StepSizes, evaluation: int) -> Memory:
         parts["workspace"] += step.gradient_bytes
     fixed = _constants(job)
     temporary = sum(size for part, size in parts.items() if part not in STATIC)
-    parts["fragmentation"] += int(HOST_HOLES * step.pass_bytes if job.on_cpu else GPU_FRAGMENTATION * temporary)
+    parts["fragmentation"] += _fragmentation(job, step, temporary)
     parts += fixed
     kept = {part: size for part, size in parts.items() if size > 0}
     resident = fixed.total() + sum(parts[part] for part in ("weights", "weights_quantized", "adapters"))
     trained = parts["optimizer"] + resident
-    saved = step.gradient_bytes if job.on_cpu else 0
+    fetched = HOST_CODE_BYTES if job.on_cpu else 0
     return Memory(
         kept,
         {
             # `models.load_base` puts weights straight where they belong; the adapter comes after them.
-            "load": resident - parts["adapters"] - fixed["kernels"] + _loading_bytes(job, step),
+            "load": resident - parts["adapters"] - fixed["kernels"] - fetched + _loading_bytes(job, step),
             "train": sum(kept.values()),
-            "evaluate": trained + evaluation,
-            # A checkpoint or `saving.save`: gradients are gone, safetensors turns what trains into bytes of the host
-            # before it writes them, torch writes the optimizer's states as they lie.
-            "save": trained + saved,
+            "evaluate": trained + evaluation + _left_holes(job, step),
+            # A checkpoint or `saving.save`: gradients are gone, and safetensors and torch write tensors as they lie.
+            "save": trained + _quantizing_holes(job),
         },
     )
+
+
+def _fragmentation(job: Job, step: StepSizes, temporary: int) -> int:
+    """Return what the allocator holds and nobody uses at the peak of training."""
+    if not job.on_cpu:
+        return int(GPU_FRAGMENTATION * temporary)
+    holes = _holes(job)
+    return int((holes.back if job.own_head else holes.head) * step.pass_bytes)
+
+
+def _left_holes(job: Job, step: StepSizes) -> int:
+    """Return what of training's holes evaluation does not fill."""
+    return int(_holes(job).evaluation * _fragmentation(job, step, 0)) if job.on_cpu else 0
+
+
+def _quantizing_holes(job: Job) -> int:
+    """Return what quantising leaves; training fills it, and leaves it again."""
+    if not (job.on_cpu and job.bits) or job.prequantized:
+        return 0
+    return int(_holes(job).quantizing * FLOAT32 * job.quantized_elements)
+
+
+def _holes(job: Job) -> Holes:
+    return HOST_HOLES[job.autocast_bytes or job.item_bytes]
 
 
 def _constants(job: Job) -> Counter[str]:
@@ -123,7 +169,7 @@ def _constants(job: Job) -> Counter[str]:
         hopper = any(name in job.device.name for name in ("H100", "H200", "B200"))
         workspace = GPU_WORKSPACE_BYTES * (4 if hopper else 1)
         return Counter(libraries=GPU_CONTEXT_BYTES, workspace=workspace)
-    constants = Counter(libraries=HOST_LIBRARIES_BYTES)
+    constants = Counter(libraries=HOST_LIBRARIES_BYTES + HOST_CODE_BYTES)
     if job.bits and not job.prequantized and job.stored_item_bytes == job.item_bytes:
         # What is not quantised is a view of the file, which keeps all of the file's pages that were read.
         constants["mapped_files"] = job.quantized_elements * job.stored_item_bytes
@@ -136,13 +182,16 @@ def _loading_bytes(job: Job, step: StepSizes) -> int:
     """Return what loading takes beyond the weights that stay."""
     if job.prequantized:
         return 0
-    if job.bits:
-        # One weight whole in its own precision, and what quantising makes of it in float32.
-        return step.largest_quantized * (job.stored_item_bytes + 4)
-    if job.on_cpu and job.item_bytes != job.stored_item_bytes:
+    # One weight whole in its own precision, and what quantising makes of it in float32.
+    made = step.largest_quantized * (job.stored_item_bytes + FLOAT32) if job.bits else 0
+    if not job.on_cpu:
+        return made
+    made += _quantizing_holes(job)
+    if job.item_bytes != job.stored_item_bytes:
         # The pages of the files, beside the weights that were made of them.
-        return step.parts["weights"] // job.item_bytes * job.stored_item_bytes
-    return 0
+        quantized = job.quantized_elements if job.bits else 0
+        made += (quantized + step.parts["weights"] // job.item_bytes) * job.stored_item_bytes
+    return made
 
 
 def evaluation_bytes(job: Job, shape: Shape) -> int:

@@ -22,6 +22,7 @@ from hf_peft_recipes.adapters import add_adapter
 from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.plan.job import Job
 from hf_peft_recipes.plan.live import LiveBytes
+from hf_peft_recipes.plan.loss import TILE_WIDTH
 from hf_peft_recipes.plan.optimizers import optimizer_bytes
 from hf_peft_recipes.plan.quantized import DTYPES, quantization_tensors, quantize_layers
 from hf_peft_recipes.speed.loss_head import TokenScores
@@ -129,8 +130,10 @@ def _loss(job: Job, model: Any) -> torch.Tensor:
         rows, targets = hidden.clone()[0], labels.reshape(-1)
     if job.own_head:
         return TokenScores.apply(rows, head.weight, targets)[0].sum()
+    # A host holds what is written to of a tile that is wider than the vocabulary.
+    width = min(TILE_WIDTH, head.weight.shape[0]) if job.on_cpu else TILE_WIDTH
     scores = chunked_logprob.ChunkedLogProbFunction.apply(
-        rows, head.weight, head.bias, targets, 1.0, 32768,
+        rows, head.weight, head.bias, targets, 1.0, width,
         getattr(base.config.get_text_config(), "final_logit_softcapping", None), 1.0,
         ("log_probs", "entropy", "is_top1"),
     )  # fmt: skip
