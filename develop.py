@@ -58,6 +58,8 @@ def test(words: list[str]) -> None:
     run(tools / "lint-imports")
     # A process a core, each with one thread: torch's threads on shared cores hinder each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Tests start processes by the hundred; without kept bytecode each compiles the package anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     run(PYTHON, "-m", "pytest", "-n", str(min(os.cpu_count() or 1, 8)), "--dist", "loadfile", *words)
 
 

@@ -255,23 +255,23 @@ def test_the_table_names_parts_phases_and_what_was_assumed(command, folder):
         assert word in text
 
 
-def test_the_closed_form_is_instant_and_imports_nothing_heavy(folder):
+def test_the_closed_form_takes_few_calls_and_imports_nothing_heavy(folder):
     words = ["plan", "lora", "--model", str(folder(LLAMA_70B)), "--gpu", "24GiB"]
     code = (
-        "import sys, time\n"
+        "import cProfile, pstats, sys\n"
+        "profile = cProfile.Profile()\n"
+        "profile.enable()\n"
         "from hf_peft_recipes.cli.app import app\n"
         f"app({words!r}, standalone_mode=False)\n"
+        "profile.disable()\n"
         f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
         "assert not loaded, loaded\n"
-        "print(time.process_time())\n"
+        "print(pstats.Stats(profile).total_calls)\n"
     )
-    seconds = []
-    for _ in range(3):
-        finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert finished.returncode == 0, finished.stderr
-        seconds.append(float(finished.stdout.split()[-1]))
-    # Other work on the machine makes processor time longer, never shorter.
-    assert min(seconds) < 0.5
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    # Calls are the same on every machine, seconds are not: `benchmarks.planning` takes those.
+    assert int(finished.stdout.split()[-1]) < 700_000
 
 
 def test_what_does_not_fit_comes_with_what_does(folder):
@@ -455,7 +455,8 @@ def test_a_cpu_is_measured_once(tmp_path, monkeypatch):
     device = detect_device()
     assert find_profile(device) is None
     measured = measure_cpu(device, seconds=0.05)
-    assert measured.product_flops > 1e8 and measured.copy_bytes > 1e7
+    assert measured.single_flops > 1e8 and measured.half_flops > 1e6 and measured.copy_bytes > 1e7
+    assert measured.peak_flops(4) == measured.product_flops(4) == measured.single_flops
     assert find_profile(device) == measured
     next((tmp_path / "hf_peft_recipes").iterdir()).write_text("broken")
     assert find_profile(device) is None

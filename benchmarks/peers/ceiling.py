@@ -45,7 +45,7 @@ def share(model: Path, recipe: str, record: Mapping[str, Any], rate: float) -> d
         model: its folder.
         recipe: `lora` or `qlora`.
         record: of a contender.
-        rate: of products in 16 bits, a second.
+        rate: of products in the type that contenders multiply in, a second.
     """
     ceiling = rate / token_flops(model, recipe, record)
     return {"tokens_per_second": ceiling, "reached": record["tokens_per_second"] / ceiling}
@@ -55,7 +55,8 @@ def main() -> None:
     """Measure the rate (of a GPU: take it from the table of data sheets), and print it."""
     device = detect_device()
     profile = measure_cpu(device, seconds=2.0) if device.kind == "cpu" else find_profile(device)
-    print(json.dumps(None if profile is None else asdict(profile)))
+    # As our recipes do, contenders multiply in bfloat16 where the device can.
+    print(json.dumps(profile and {**asdict(profile), "product_flops": profile.product_flops(2 if device.bf16 else 4)}))
 
 
 if __name__ == "__main__":

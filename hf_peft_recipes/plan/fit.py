@@ -19,7 +19,9 @@ Sized = TypeVar("Sized")
 LOSSY = 1.5
 """By how much a change that trains something else (a shorter length, a coarser base) must be worth its while."""
 
-FALLBACK = Profile(300e12, 1.5e12, "no rates of this device are known; those of an A100 stand in for the ratios")
+FALLBACK = Profile(
+    300e12, 19.5e12, 1.5e12, "no rates of this device are known; those of an A100 stand in for the ratios"
+)
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,11 @@ class Job:
         return self.batch * self.length
 
     @property
+    def compute_bytes(self) -> int:
+        """Bytes of the numbers that are multiplied."""
+        return self.autocast_bytes or self.item_bytes
+
+    @property
     def on_cpu(self) -> bool:
         """Whether training runs in host memory."""
         return self.device.kind == "cpu"

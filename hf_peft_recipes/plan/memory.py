@@ -114,7 +114,7 @@ def memory_of(job: Job, step: StepSizes, evaluation: int) -> Memory:
         parts[part] = -(-parts[part] // job.devices)
     if job.devices > 1 and "weights" in divided:
         # A layer made whole while it works, and the next one on its way.
-        parts["workspace"] += 2 * step.largest_layer * (job.autocast_bytes or job.item_bytes)
+        parts["workspace"] += 2 * step.largest_layer * job.compute_bytes
     elif job.devices > 1:
         # DistributedDataParallel's buckets are as large as the gradients; ZeRO's likewise.
         parts["workspace"] += step.gradient_bytes
@@ -160,7 +160,7 @@ def _quantizing_holes(job: Job) -> int:
 
 
 def _holes(job: Job) -> Holes:
-    return HOST_HOLES[job.autocast_bytes or job.item_bytes]
+    return HOST_HOLES[job.compute_bytes]
 
 
 def _constants(job: Job) -> Counter[str]:
@@ -209,7 +209,7 @@ def evaluation_bytes(job: Job, shape: Shape) -> int:
     rows = job.evaluation.get("max_rows")
     rows = 1000 if rows is None else int(rows)
     if rows:
-        item_bytes = job.autocast_bytes or job.item_bytes
+        item_bytes = job.compute_bytes
         # A batch's logits have a limit, and a row is scored whole.
         scored = min(rows, max(1, EVALUATION_LOGIT_BYTES // (4 * shape.vocabulary) // job.length))
         sizes.append(_alone(job, shape, scored, scored * job.length))
@@ -223,5 +223,5 @@ def _alone(job: Job, shape: Shape, rows: int, scored: int) -> int:
     """Return what a pass over padded rows takes, `scored` of their tokens with logits: nothing is packed."""
     walked = walk_evaluation(replace(job, batch=rows, packed=False), shape, scored)
     # A mask of every row's padding, and its numbers in one layer.
-    mask = 0 if job.flash else rows * job.length**2 * (1 + (job.autocast_bytes or job.item_bytes))
+    mask = 0 if job.flash else rows * job.length**2 * (1 + job.compute_bytes)
     return walked + mask

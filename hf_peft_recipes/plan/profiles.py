@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import time
@@ -18,38 +19,54 @@ from hf_peft_recipes.device import Device
 class Profile:
     """Rates that a training step can be held against."""
 
-    product_flops: float
+    half_flops: float
     """Of matrix products in 16 bits, a second."""
+    single_flops: float
+    """Of matrix products in float32, a second."""
     copy_bytes: float
     """Read and written, a second."""
     source: str
-    sheet_flops: float | None = None
-    """Of matrix products, as the data sheet has it."""
+    sheet_flops: tuple[float, float] | None = None
+    """Of matrix products in 16 bits and in float32, as the data sheet has them."""
 
-    @property
-    def peak_flops(self) -> float:
-        """What shares of the peak are shares of: the data sheet's rate, else the measured one."""
-        return self.sheet_flops or self.product_flops
+    def product_flops(self, item_bytes: int) -> float:
+        """Return the rate of matrix products, a second.
+
+        Args:
+            item_bytes: of the numbers that are multiplied, 2 or 4.
+        """
+        return self.half_flops if item_bytes == 2 else self.single_flops
+
+    def peak_flops(self, item_bytes: int) -> float:
+        """Return what shares of the peak are shares of: the data sheet's rate, else the measured one.
+
+        Args:
+            item_bytes: as `product_flops` has it.
+        """
+        if self.sheet_flops is None:
+            return self.product_flops(item_bytes)
+        return self.sheet_flops[0 if item_bytes == 2 else 1]
 
 
 REACHED_PRODUCTS, REACHED_COPIES = 0.80, 0.90
 """Shares of the data sheet that were measured on an H200: 788 of 989 TFLOP/s, 4.3 of 4.8 TB/s."""
 
 _SHEETS = {
-    # Dense tensor-core rates in bfloat16 (float16 on T4 and V100) with float32 sums, and memory bandwidth: NVIDIA.
-    "T4": (65e12, 0.32e12),
-    "V100": (125e12, 0.9e12),
-    "RTX 3090": (71e12, 0.936e12),
-    "RTX 4090": (165e12, 1.008e12),
-    "RTX 5090": (209e12, 1.792e12),
-    "A10G": (70e12, 0.6e12),
-    "L4": (121e12, 0.3e12),
-    "L40S": (362e12, 0.864e12),
-    "RTX A6000": (155e12, 0.768e12),
-    "A100": (312e12, 2.039e12),
-    "H100": (989e12, 3.35e12),
-    "H200": (989e12, 4.8e12),
-    "B200": (2250e12, 8.0e12),
+    # Dense tensor-core rates in bfloat16 (float16 on T4 and V100) with float32 sums, rates in float32 as torch
+    # multiplies unless TF32 is asked for, and memory bandwidth: NVIDIA.
+    "T4": (65e12, 8.1e12, 0.32e12),
+    "V100": (125e12, 15.7e12, 0.9e12),
+    "RTX 3090": (71e12, 35.6e12, 0.936e12),
+    "RTX 4090": (165e12, 82.6e12, 1.008e12),
+    "RTX 5090": (209e12, 104.8e12, 1.792e12),
+    "A10G": (70e12, 35e12, 0.6e12),
+    "L4": (121e12, 30.3e12, 0.3e12),
+    "L40S": (362e12, 91.6e12, 0.864e12),
+    "RTX A6000": (155e12, 38.7e12, 0.768e12),
+    "A100": (312e12, 19.5e12, 2.039e12),
+    "H100": (989e12, 66.9e12, 3.35e12),
+    "H200": (989e12, 66.9e12, 4.8e12),
+    "B200": (2250e12, 75e12, 8.0e12),
 }
 
 
@@ -60,9 +77,10 @@ def find_profile(device: Device) -> Profile | None:
     # The longest name first: an L40S is no L4.
     for name in sorted(_SHEETS, key=len, reverse=True):
         if name.lower() in device.name.lower():
-            products, copies = _SHEETS[name]
+            half, single, copies = _SHEETS[name]
             source = "data sheet, at the shares that an H200 reached; not measured"
-            return Profile(products * REACHED_PRODUCTS, copies * REACHED_COPIES, source, products)
+            reached = (half * REACHED_PRODUCTS, single * REACHED_PRODUCTS, copies * REACHED_COPIES)
+            return Profile(*reached, source, (half, single))
     return None
 
 
@@ -71,17 +89,20 @@ def measure_cpu(device: Device, seconds: float = 0.5) -> Profile:
 
     Args:
         device: this machine's.
-        seconds: spent on each of the two rates.
+        seconds: spent on each of the rates.
     """
     import torch
 
-    dtype = torch.bfloat16 if device.bf16 else torch.float32
-    left, right = (torch.randn(1024, 1024).to(dtype) for _ in range(2))
-    products = _rate(lambda: left @ right, seconds) * 2 * 1024**3
+    def products(dtype: torch.dtype, size: int) -> float:
+        left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
+        return _rate(lambda: left @ right, seconds) * 2 * size**3
+
+    # Without instructions for it bfloat16 is a hundred times slower than float32.
+    half, single = products(torch.bfloat16, 1024 if device.bf16 else 128), products(torch.float32, 1024)
     block = torch.zeros(64 * 2**20, dtype=torch.uint8)
     target = torch.empty_like(block)
     copies = _rate(lambda: target.copy_(block), seconds) * 2 * block.numel()
-    profile = Profile(products, copies, f"measured on this machine with {torch.get_num_threads()} threads")
+    profile = Profile(half, single, copies, f"measured on this machine with {torch.get_num_threads()} threads")
     path = _path(device)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(profile)), encoding="utf-8")
@@ -89,12 +110,13 @@ def measure_cpu(device: Device, seconds: float = 0.5) -> Profile:
 
 
 def _rate(work: Any, seconds: float) -> float:
+    """Return how often a second the work can be done: of its repeats, the fastest, which nothing else disturbed."""
     work()
-    start, times = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
+    end, fastest = time.perf_counter() + seconds, math.inf
+    while (start := time.perf_counter()) < end:
         work()
-        times += 1
-    return times / (time.perf_counter() - start)
+        fastest = min(fastest, time.perf_counter() - start)
+    return 1 / fastest
 
 
 def _path(device: Device) -> Path:

@@ -107,7 +107,7 @@ def _forward_quantized(layer: Any, job: Job) -> Any:
         if job.bits == 8:
             out = _Product8Bit.apply(x, *layer.original_shape, job.device.kind == "cuda")
             return out if layer.bias is None else out.add_(layer.bias)
-        x = x.to(DTYPES[job.autocast_bytes or job.item_bytes])
+        x = x.to(DTYPES[job.compute_bytes])
         out = _Product4Bit.apply(x, *layer.original_shape)
         out = out if layer.bias is None else out + layer.bias.to(out.dtype)
         return out if job.autocast_bytes else out.to(before)

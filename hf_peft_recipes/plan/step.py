@@ -178,7 +178,7 @@ def walk_evaluation(job: Job, shape: Shape, scored: int) -> int:
     def score(walk: Walk, model: Model, hidden: Value) -> None:
         # evaluation.py: logits, their float32 copy, and what cross entropy makes of it.
         with walk.ledger.making("logits"):
-            logits = walk.fresh(scored * shape.vocabulary, job.autocast_bytes or job.item_bytes)
+            logits = walk.fresh(scored * shape.vocabulary, job.compute_bytes)
             walk.ledger.spike("logits", 2 * scored * shape.vocabulary * FLOAT32)
         del hidden, logits
 

@@ -59,8 +59,7 @@ def expect_speed(job: Job, shape: Shape, step: StepSizes, profile: Profile) -> S
         step: its sizes.
         profile: the device's rates.
     """
-    rate = profile.product_flops if job.autocast_bytes or job.item_bytes == 2 else profile.product_flops / 2
-    products = product_flops(job, shape) * job.tokens / rate
+    products = product_flops(job, shape) * job.tokens / profile.product_flops(job.compute_bytes)
     weights = step.parts["weights"] + step.parts["weights_quantized"]
     optimizer = 3 * step.parts["optimizer"] / job.accumulation
     traffic = (PASSES_OF_MEMORY * step.made_bytes + 2 * weights + optimizer) / profile.copy_bytes

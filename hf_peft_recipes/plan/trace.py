@@ -142,7 +142,7 @@ def _loss(job: Job, model: Any) -> torch.Tensor:
 
 def _attention(job: Job) -> Any:
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    dtype = DTYPES[job.autocast_bytes or job.item_bytes]
+    dtype = DTYPES[job.compute_bytes]
 
     def attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, **options: Any) -> Any:
         query, key, value = (x.to(dtype) for x in (query, key, value))
