@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import benchmarks.report
-from benchmarks.report import gpu_plan, memory, peers, quality, throughput
+from benchmarks.report import gpu_plan, memory, peers, planning, quality, throughput
 from benchmarks.report.blocks import fill
 from benchmarks.report.pieces import Section
 from benchmarks.report.recipe_headers import headed
@@ -20,6 +20,7 @@ Room = Callable[[Path, str], Section | None]
 """(a result file, the name of its plot) -> what is told of it."""
 
 SECTIONS: dict[str, tuple[str, Room]] = {
+    "planning": ("planning.jsonl", planning.report),
     "memory": ("memory.jsonl", memory.report),
     "gpu_plan": ("gpu/plan.jsonl", gpu_plan.report),
     "throughput": ("throughput.jsonl", throughput.report),

@@ -40,9 +40,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     "3b": {**_llama(3072, 8192, 28, 24, 8, 128256), "head_dim": 128},
     "8b": {**_llama(4096, 14336, 32, 32, 8, 128256), "tie_word_embeddings": False},
     "32b": {**_qwen2(5120, 27648, 64, 40, 8, 152064), "tie_word_embeddings": False},
+    "70b": {**_llama(8192, 28672, 80, 64, 8, 128256), "head_dim": 128, "tie_word_embeddings": False},
 }
 """Name to what its config.json says. From 135m on those of SmolLM2-135M, Qwen2.5-0.5B, Llama-3.2-1B, Llama-3.2-3B,
-Llama-3.1-8B and Qwen2.5-32B, as their config.json on the Hub have them; the small ones are for a CPU."""
+Llama-3.1-8B, Qwen2.5-32B and Llama-3.1-70B, as their config.json on the Hub have them; the small ones are for a CPU."""
 
 _SHARD_BYTES = 4 * 2**30
 _SPREAD = 0.02
