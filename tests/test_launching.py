@@ -89,19 +89,9 @@ def test_our_own_launcher(command, tmp_path):
 def test_two_processes_learn_what_one_learns(command, tmp_path):
     """The same effective batch in two processes gives the same losses, to rounding."""
     words = [
-        "--max_steps",
-        "3",
-        "--evaluation.max_rows",
-        "4",
-        "--save_strategy",
-        "no",
-        "--eval_strategy",
-        "no",
-        "--bf16",
-        "false",
-        "--dtype",
-        "float32",
-    ]
+        *SHORT, "--max_steps", "3", "--max_length", "128", "--eval_strategy", "no", "--bf16", "false",
+        "--dtype", "float32",
+    ]  # fmt: skip
     curves = {}
     for processes, accumulation in ((1, 4), (2, 2)):
         folder = tmp_path / str(processes)
