@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from conftest import ROOT
 
 from hf_peft_recipes.bench.cell import Cell, run_cell
 from hf_peft_recipes.bench.rows import LENGTHS, write_rows
-from hf_peft_recipes.bench.shapes import SHAPES, find_shape, make_model
+from hf_peft_recipes.bench.shapes import EMBEDDED, SHAPES, find_shape, make_model
 from hf_peft_recipes.bench.suite import read_lines, write_lines
 from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.errors import UserError
@@ -37,6 +38,13 @@ def test_shapes_have_the_parameters_of_the_models_they_stand_for(name):
 def test_an_unknown_shape_is_told_with_the_nearest_one():
     with pytest.raises(UserError, match=r"unknown shape '13m'; did you mean '135m'"):
         find_shape("13m")
+
+
+def test_the_command_names_the_shapes():
+    from hf_peft_recipes.cli.benching import bench_command
+
+    (option,) = get_type_hints(bench_command, include_extras=True)["shapes"].__metadata__
+    assert option.help == f"{', '.join([EMBEDDED, *SHAPES])}."
 
 
 def test_a_model_is_made_once_and_loads(tmp_path):

@@ -30,8 +30,12 @@ def test_every_train_command_resolves():
     trained = [words for words in trained if not words[0].startswith("hub:") and "--adapter" not in words]
     assert len(trained) >= 7
     for name, *flags in trained:
-        own = ("--output_dir", "--num_processes")
-        kept = [word for at, word in enumerate(flags) if word not in own and (at == 0 or flags[at - 1] not in own)]
+        own, alone = ("--output_dir", "--num_processes"), ("--rehearse",)
+        kept = [
+            word
+            for at, word in enumerate(flags)
+            if word not in (*own, *alone) and (at == 0 or flags[at - 1] not in own)
+        ]
         if not name.endswith(".yaml"):
             assert resolve_recipe(name, parse_flags(kept)).resolved.objective == "sft"
 

@@ -18,7 +18,7 @@ def bench_command(
     context: typer.Context,
     recipes: Annotated[str, typer.Option("--recipes", help="Names, with commas between.")] = "lora,qlora,full",
     shapes: Annotated[
-        str, typer.Option("--shapes", help="embedded, tiny, s, m, l, 135m, 0.5b, 1b, 3b, 8b, 32b.")
+        str, typer.Option("--shapes", help="embedded, tiny, s, m, l, 135m, 0.5b, 1b, 3b, 8b, 32b, 70b.")
     ] = "embedded",
     lengths: Annotated[str, typer.Option("--lengths", help="Tokens of a row, with commas between.")] = "512",
     checkpointing: Annotated[str, typer.Option("--checkpointing", help="off, on, or off,on.")] = "off",
