@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from test_plan import LLAMA_8B
+from plan_samples import LLAMA_8B
 
 from hf_peft_recipes import get_recipe
 from hf_peft_recipes.device import named_device

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_plan import small_config
+from plan_samples import small_config
 
 from hf_peft_recipes import get_recipe
 from hf_peft_recipes.embedded import MODEL_DIR
