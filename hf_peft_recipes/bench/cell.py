@@ -51,6 +51,8 @@ class Cell:
     """Whether the base lies in NF4 on the disk."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Further options of the run."""
+    timed_plan: bool = False
+    """Whether the speed is planned with its data and a timed step too, as `plan --data --measure` does."""
 
     @property
     def name(self) -> str:
@@ -167,6 +169,8 @@ def run_cell(cell: Cell, scratch: Path, execute: Execute = train_verb) -> dict[s
         write_rows(rows / "train.jsonl", number, cell.length, cell.lengths)
         write_rows(rows / "test.jsonl", max(1, cell.scored), cell.length, cell.lengths, seed=1)
         options = cell.options(model, rows) | {"optim": used_optimizer(optimizer)}
+        if cell.timed_plan:
+            line["planned"] |= {"timed_tokens_per_second": _timed_speed(cell.recipe, options)}
         finished, record = execute(cell.recipe, options, Path(folder))
     line |= outcome(finished, record)
     if record and line["status"] == "done":
@@ -176,6 +180,16 @@ def run_cell(cell: Cell, scratch: Path, execute: Execute = train_verb) -> dict[s
         }  # fmt: skip
         line["figures"] = figures_of(recipe, model, line["measured"], cell.warmup)
     return line | circumstances()
+
+
+def _timed_speed(recipe: str, options: Mapping[str, Any]) -> float | None:
+    """Return the tokens a second that a plan with a timed step says; None where it fails."""
+    words = [word for key, value in options.items() for word in (f"--{key}", *_words(value))]
+    finished = run_verb("plan", recipe, "--data", "--measure", "--json", *words)
+    if finished.returncode:
+        return None
+    rate: float = json.loads(finished.stdout)["tokens_per_second"]
+    return rate
 
 
 def circumstances() -> dict[str, Any]:
