@@ -19,7 +19,7 @@ from hf_peft_recipes.errors import RecipeError
 from hf_peft_recipes.plan.profiles import measure_cpu
 from hf_peft_recipes.report.bench import bench_table, cell_line
 
-RECIPES, SIZES = ("lora", "qlora", "full"), ("m", "l")
+RECIPES, SIZES = ("lora", "qlora", "full"), ("s", "m")
 OUT = Path(__file__).parent / "results" / "throughput.jsonl"
 
 

@@ -259,7 +259,12 @@ def test_a_cpu_is_measured_once(tmp_path, monkeypatch):
     assert measured.single_flops > 1e8 and measured.half_flops > 1e6 and measured.copy_bytes > 1e7
     assert measured.peak_flops(4) == measured.product_flops(4) == measured.single_flops
     assert find_profile(device) == measured
-    next((tmp_path / "hf_peft_recipes").iterdir()).write_text("broken")
+    path = next((tmp_path / "hf_peft_recipes").iterdir())
+    fast = {**json.loads(path.read_text()), "single_flops": 1e15, "copy_bytes": 1.0}
+    path.write_text(json.dumps(fast))
+    again = measure_cpu(device, seconds=0.05)
+    assert again.single_flops == 1e15 and again.copy_bytes > 1e7 and find_profile(device) == again
+    path.write_text("broken")
     assert find_profile(device) is None
 
 

@@ -44,7 +44,8 @@ def _utilization(recipe: Recipe, model: Path, timed: list[Step]) -> dict[str, An
     from hf_peft_recipes.plan.throughput import product_flops
 
     device, config = recipe.device, read_config(str(model))
-    if device.kind == "cpu" and find_profile(device) is None:
+    if device.kind == "cpu":
+        # What the machine can do is seen best in the same minutes.
         measure_cpu(device)
     profile = find_profile(device)
     tokens = sum(step.tokens for step in timed)
