@@ -109,7 +109,12 @@ def draw(lines: Sequence[Line], figure: Any) -> None:
     places = range(len(lines))
     rates = [line["figures"]["tokens_per_second"] for line in lines]
     bars = axes.barh(places, rates, height=0.65, color=[colours[line["cell"]["recipe"]] for line in lines])
-    axes.bar_label(bars, [number(rate) for rate in rates], padding=3, fontsize=8)
+    for bar, rate in zip(bars, rates, strict=True):
+        # At the foot of the bar: at its end stand the marks.
+        at = (0, bar.get_y() + bar.get_height() / 2)
+        axes.annotate(
+            number(rate), at, (4, 0), textcoords="offset points", va="center", fontsize=8, color="white", weight="bold"
+        )
     for (label, key), mark in zip(_PLANS.items(), "DX", strict=True):
         found = [(line["planned"].get(key), place) for place, line in zip(places, lines, strict=True)]
         if known := [pair for pair in found if pair[0]]:
