@@ -65,7 +65,7 @@ def test_json_has_stable_names(command, folder):
 def test_what_the_readme_says_is_typed(command, folder):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     typed = [line.split("#")[0].split()[1:] for line in text.splitlines() if line.startswith("hf-peft-recipes plan")]
-    assert len(typed) == 3
+    assert len(typed) == 4
     path = folder(LLAMA_8B)
     for words in typed:
         finished = command(*(path if "/" in word else word for word in words))
