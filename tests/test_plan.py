@@ -66,11 +66,13 @@ def test_what_the_readme_says_is_typed(command, folder):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     typed = [line.split("#")[0].split()[1:] for line in text.splitlines() if line.startswith("hf-peft-recipes plan")]
     assert len(typed) == 4
-    path = folder(LLAMA_8B)
+    path, told = folder(LLAMA_8B), []
     for words in typed:
         finished = command(*(path if "/" in word else word for word in words))
         assert finished.returncode == 0, finished.stderr
-    assert "traced: one step takes" in finished.stdout
+        told.append(finished.stdout)
+    assert "traced: one step takes" in told[2]
+    assert "timed here" in told[3] and " rows" in told[3]
 
 
 def test_the_table_names_parts_phases_and_what_was_assumed(command, folder):
