@@ -12,17 +12,15 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hf_peft_recipes.bench.cell import SCHEMA_VERSION
+from hf_peft_recipes.bench.cell import SCHEMA_VERSION, circumstances
 from hf_peft_recipes.bench.shapes import find_shape
 from hf_peft_recipes.bench.suite import write_lines
-from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.errors import RecipeError
 from hf_peft_recipes.fresh_process import last_words, run_verb
-from hf_peft_recipes.measure.facts import commit_of, host_facts, installed_versions
+from hf_peft_recipes.measure.facts import commit_of
 
 OUT = Path(__file__).parent / "results" / "planning.jsonl"
 
@@ -57,7 +55,6 @@ def measure(question: Question, repeats: int) -> dict[str, Any]:
     Raises:
         RecipeError: the plan ended with an error.
     """
-    device = detect_device()
     with tempfile.TemporaryDirectory() as folder:
         values = {**find_shape(question.shape), "dtype": "bfloat16"}
         Path(folder, "config.json").write_text(json.dumps(values), encoding="utf-8")
@@ -66,8 +63,7 @@ def measure(question: Question, repeats: int) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION, "question": asdict(question),
         "seconds": [seconds for seconds, _ in runs], "cpu_seconds": [cpu for _, cpu in runs],
-        "hardware": {"device": asdict(device), **host_facts()}, "versions": installed_versions(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit_of(Path(__file__).parent),
+        **circumstances(), "commit": commit_of(Path(__file__).parent),
     }  # fmt: skip
 
 

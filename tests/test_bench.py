@@ -205,3 +205,11 @@ def test_bad_flags_are_one_line(command):
         assert finished.returncode == 2
         assert said in finished.stderr.splitlines()[-1]
         assert "Traceback" not in finished.stderr
+
+
+def test_a_cell_is_planned_with_a_timed_step_where_that_is_asked_for(tmp_path):
+    ended = subprocess.CompletedProcess("train", 2, "", "error: not run\n")
+    cell = Cell("lora", "tiny", 64, lengths="skewed", steps=1, warmup=0, timed_plan=True)
+    line = run_cell(cell, tmp_path, lambda *_: (ended, None))
+    assert (line["status"], line["error"]) == ("failed", "not run")
+    assert line["planned"]["timed_tokens_per_second"] > 0

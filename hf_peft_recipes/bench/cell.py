@@ -132,9 +132,8 @@ def train_verb(recipe: str, options: Mapping[str, Any], folder: Path) -> tuple[F
         options: of the run.
         folder: where it may write.
     """
-    words = [word for key, value in options.items() for word in (f"--{key}", *_words(value))]
     # What is measured is the run; close to the card's memory it would be rehearsed first, and refused.
-    finished = run_verb("train", recipe, "--no-rehearse", "--output_dir", f"{folder}/out", *words)
+    finished = run_verb("train", recipe, "--no-rehearse", "--output_dir", f"{folder}/out", *_flags(options))
     return finished, _record(folder / "out")
 
 
@@ -184,8 +183,7 @@ def run_cell(cell: Cell, scratch: Path, execute: Execute = train_verb) -> dict[s
 
 def _timed_speed(recipe: str, options: Mapping[str, Any]) -> float | None:
     """Return the tokens a second that a plan with a timed step says; None where it fails."""
-    words = [word for key, value in options.items() for word in (f"--{key}", *_words(value))]
-    finished = run_verb("plan", recipe, "--data", "--measure", "--json", *words)
+    finished = run_verb("plan", recipe, "--data", "--measure", "--json", *_flags(options))
     if finished.returncode:
         return None
     rate: float = json.loads(finished.stdout)["tokens_per_second"]
@@ -228,6 +226,10 @@ def outcome(finished: Finished, record: Record | None) -> dict[str, Any]:
 def overrides_of(options: Mapping[str, Any]) -> list[Override]:
     """Return options of a run as the overrides that its flags would be."""
     return [Override(key, _text(value), f"--{key}", is_text=True) for key, value in options.items()]
+
+
+def _flags(options: Mapping[str, Any]) -> list[str]:
+    return [word for key, value in options.items() for word in (f"--{key}", *_words(value))]
 
 
 def _text(value: Any) -> str | tuple[str, ...]:
