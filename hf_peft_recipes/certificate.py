@@ -14,10 +14,10 @@ from typing import Any
 
 from hf_peft_recipes.adapters import adapter_file
 from hf_peft_recipes.errors import CertificateError, UserError
+from hf_peft_recipes.four_bit import mend
 from hf_peft_recipes.fresh_process import last_words, run_verb
 from hf_peft_recipes.generation import generate, inference
 from hf_peft_recipes.lineage import base_differences, read_config, read_fingerprint
-from hf_peft_recipes.models import keep_quantized_weights
 from hf_peft_recipes.results import write_text
 
 STATEMENT_FILE = "certificate.json"
@@ -229,7 +229,7 @@ def _load(folder: Path, statement: Mapping[str, Any], has_adapter: bool) -> Any:
     name = statement["model_class"]
     loader = getattr(peft, name.replace("AutoModel", "AutoPeftModel")) if has_adapter else getattr(transformers, name)
     model = loader.from_pretrained(str(folder), **keywords)
-    keep_quantized_weights(model)
+    mend(model)
     return model.eval()
 
 

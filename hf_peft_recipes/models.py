@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_peft_recipes import four_bit
 from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.errors import UserError, did_you_mean
 
@@ -81,7 +82,7 @@ def load_base(auto_class: Any, model_section: Mapping[str, Any] | None, quantiza
         keywords = {**_quantizing(quantization), **keywords}
     location = base_location(model_section)
     model = _from_pretrained(auto_class, location, "model", {**keywords, "use_safetensors": True})
-    keep_quantized_weights(model)
+    four_bit.mend(model)
     return model
 
 
@@ -99,19 +100,8 @@ def quantize(model: Any, quantization: Mapping[str, Any]) -> Any:
         None, config=model.config, state_dict=model.state_dict(), dtype=model.dtype, **_quantizing(quantization)
     )
     quantized.generation_config = model.generation_config
-    keep_quantized_weights(quantized)
+    four_bit.mend(quantized)
     return quantized
-
-
-def keep_quantized_weights(model: Any) -> None:
-    """Keep bitsandbytes from rewriting the model's 4-bit weights.
-
-    On processors with AVX-512 BF16, bitsandbytes 0.50 does so at the first evaluation, for inference only: it fails
-    where the rows are no multiple of 32, and the frozen base is no longer what it was.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def base_files(model_section: Mapping[str, Any] | None) -> tuple[Path, str | None]:

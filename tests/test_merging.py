@@ -143,8 +143,8 @@ def test_every_way_to_merge_is_scored_and_the_nearest_kept(merged_qlora, tmp_pat
     figures = {name: found["divergence"]["mean"] for name, found in merged.variants.items()}
     assert set(figures) == {"bf16", "dequantized", "requantized"}
     assert merged.into == min(figures, key=figures.get) == "dequantized"
-    # Where nothing multiplies in bfloat16 the other two are nearer too.
-    assert figures["dequantized"] < 1e-5 and 3 * figures["dequantized"] < min(figures["bf16"], figures["requantized"])
+    # The nearest by far; where products are in bfloat16, their rounding is all that is left of it.
+    assert figures["dequantized"] < 1e-4 and figures["dequantized"] < 0.6 * min(figures["bf16"], figures["requantized"])
     # The same rows, model and arithmetic as at the end of the run.
     assert merged.record["unmerged"]["metrics"] == pytest.approx(RunResult.read(folder).metrics["after"], rel=1e-4)
     for found in merged.variants.values():
