@@ -97,14 +97,12 @@ def score_rows(
     answers: list[str | None] = [None] * len(examples)
     if task != "text" and examples:
         tokenizer = renderer.tokenizer
-        longest = max(len(tokenizer(str(example.reference)).input_ids) for example in examples)
         produced = generate(
             model,
             [renderer.prompt(example) for example in examples],
             stop_ids,
             tokenizer.pad_token_id,
-            # One more for the end token, and one for a space that begins the answer.
-            section["max_new_tokens"] or longest + 2,
+            answer_tokens(tokenizer, examples, section),
             section["batch_size"],
         )
         answers = [text.strip() for text in tokenizer.batch_decode(produced, skip_special_tokens=True)]
@@ -112,6 +110,19 @@ def score_rows(
         RowScore(loss, tokens, answer, example.reference)
         for (loss, tokens), answer, example in zip(losses, answers, examples, strict=True)
     ]
+
+
+def answer_tokens(tokenizer: Any, examples: Sequence[Example], section: Mapping[str, Any]) -> int:
+    """Return how many tokens an answer may have: as the recipe says, or as the longest reference has.
+
+    Args:
+        tokenizer: of the model.
+        examples: held-out rows, one at the least.
+        section: the recipe's `evaluation` section.
+    """
+    longest = max(len(tokenizer(str(example.reference)).input_ids) for example in examples)
+    # One more for the end token, and one for a space that begins the answer.
+    return int(section["max_new_tokens"] or longest + 2)
 
 
 def summarize(scores: Sequence[RowScore], task: str, section: Mapping[str, Any], seed: int) -> Metrics:
@@ -205,7 +216,7 @@ def _losses(
     model: Any, renderer: Renderer, examples: Sequence[Example], max_length: int | None
 ) -> list[tuple[float, int]]:
     """Return the summed loss and the number of supervised tokens of every example."""
-    rows = [_scored(row) for row in renderer.rows(examples)]
+    rows = [scored_row(row) for row in renderer.rows(examples)]
     losses: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     with inference(model):
         for batch, ids, labels, mask in padded_batches(rows, max_length, batch_tokens(model)):
@@ -228,7 +239,7 @@ def heaviest(model: Any, renderer: Renderer, examples: Sequence[Example], batch_
         examples: held-out rows.
         batch_size: that are answered at a time; so many are returned, and as many as two batches of scoring take.
     """
-    lengths = [len(_scored(row).input_ids) for row in renderer.rows(examples)]
+    lengths = [len(scored_row(row).input_ids) for row in renderer.rows(examples)]
     order = sorted(range(len(examples)), key=lambda index: -lengths[index])
     room, taken = 2 * batch_tokens(model), 0
     while taken < len(order) and (taken < batch_size or room > 0):
@@ -263,7 +274,12 @@ def padded_batches(
         yield batch, ids, labels, mask
 
 
-def _scored(row: TokenRow | BadRowError) -> TokenRow:
+def scored_row(row: TokenRow | BadRowError) -> TokenRow:
+    """Return the row.
+
+    Raises:
+        UserError: it could not be rendered.
+    """
     if isinstance(row, BadRowError):
         raise UserError(f"a held-out row cannot be scored: {row}")
     return row

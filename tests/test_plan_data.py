@@ -9,6 +9,8 @@ from plan_samples import LLAMA_8B
 from hf_peft_recipes import get_recipe
 from hf_peft_recipes.device import named_device
 from hf_peft_recipes.plan.documents import Documents, pack
+from hf_peft_recipes.plan.evaluating import evaluation_bytes
+from hf_peft_recipes.plan.held_out import HeldOut
 from hf_peft_recipes.plan.job import make_job
 from hf_peft_recipes.plan.memory import plan_memory
 from hf_peft_recipes.plan.shapes import read_shape
@@ -89,6 +91,50 @@ def test_documents_change_what_attention_costs():
     full, short = (make_job(recipe, LLAMA_8B, "x", device, documents=given) for given in (None, documents))
     assert short.attention_span == 64 and full.attention_span == 1024
     assert product_flops(short, shape) < product_flops(full, shape)
+
+
+def test_what_is_scored_and_answered_is_what_evaluation_meets(monkeypatch, tmp_path):
+    from hf_peft_recipes import evaluation, generation
+    from hf_peft_recipes.plan import evaluating
+
+    scored, answered = [], []
+    real_losses, real_continue = evaluation._batch_losses, generation._continue
+
+    def losses(model, ids, labels, mask):
+        scored.append((*ids.shape, int((labels[:, 1:] != -100).any(0).sum())))
+        return real_losses(model, ids, labels, mask)
+
+    def go_on(model, rows, masks, stop_ids, pad_id, max_new_tokens, *others):
+        answered.append((len(rows), len(rows[0]), max_new_tokens))
+        return real_continue(model, rows, masks, stop_ids, pad_id, max_new_tokens, *others)
+
+    monkeypatch.setattr(evaluation, "_batch_losses", losses)
+    monkeypatch.setattr(generation, "_continue", go_on)
+    monkeypatch.setattr(evaluation, "BATCH_TOKENS", 600)
+    recipe = get_recipe("lora", max_steps=1, certify="off", save_strategy="no", **{"evaluation.batch_size": 12})
+    documents = recipe._documents(recipe._for_run())
+    recipe.train(tmp_path / "out")
+    held = documents.held_out
+    half = len(scored) // 2
+    batches = list(evaluating._scored_batches(held.scored, 600))
+    assert scored[:half] == scored[half:] and [batch[:2] for batch in batches] == [batch[:2] for batch in scored[:half]]
+    # Rows that end at other places leave gaps between their answers, which are counted as if there were none.
+    assert all(0 <= told[2] - seen[2] <= 4 for told, seen in zip(batches, scored, strict=False))
+    (number, width), tokens = *evaluating._answered_batches(held.prompts, 12), held.answer
+    assert (number, width, tokens) == max(answered, key=lambda batch: batch[0] * batch[1])
+    rows = recipe.build_trainer(tmp_path / "again").eval_dataset["input_ids"]
+    assert held.watched == (len(rows), max(map(len, rows)))
+
+
+def test_short_held_out_rows_make_a_small_evaluation():
+    device = named_device("H100")
+    recipe, shape = get_recipe("lora", model="x", device=device).resolved, read_shape(LLAMA_8B, "x")
+    held = [HeldOut(((length, length - 4),) * 100, (length - 4,) * 100, 6, (100, 64)) for length in (16, 512)]
+    unknown, short, long = (
+        evaluation_bytes(make_job(recipe, LLAMA_8B, "x", device, documents=documents), shape)
+        for documents in (None, *(Documents((64,) * 16, 1024, 1024, 1, known) for known in held))
+    )
+    assert short < long < unknown
 
 
 def test_the_trainers_own_evaluation_counts():

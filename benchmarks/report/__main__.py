@@ -22,9 +22,12 @@ Room = Callable[[Path, str], Section | None]
 SECTIONS: dict[str, tuple[str, Room]] = {
     "planning": ("planning.jsonl", planning.report),
     "memory": ("memory.jsonl", memory.report),
+    "memory_bfloat16": ("memory_bfloat16.jsonl", memory.report),
     "gpu_plan": ("gpu/plan.jsonl", gpu_plan.report),
     "throughput": ("throughput.jsonl", throughput.report),
+    "throughput_bfloat16": ("throughput_bfloat16.jsonl", throughput.report),
     "peers_lora": ("peers_lora.json", peers.report),
+    "peers_lora_bfloat16": ("peers_lora_bfloat16.json", peers.report),
     "peers_qlora": ("peers_qlora.json", peers.report),
     "quality": ("quality.jsonl", quality.report),
     "quality_real": ("quality_real.jsonl", quality.report),

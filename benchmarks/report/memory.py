@@ -52,7 +52,7 @@ def report(path: Path, name: str) -> Section | None:
         rows, columns = len(_recipes(compared)), len(_sizes(compared))
         plot = Plot(provenance, f"{name}.png", seen, (2 + 3.2 * columns, 1.4 + 2.3 * rows), partial(draw, compared))
     block = Block(provenance, _sentence(lines, compared))
-    return Section("Memory: planned and measured", _summary(compared), table, plot, block)
+    return Section(f"Memory: planned and measured{provenance.halves}", _summary(compared), table, plot, block)
 
 
 def _row(line: Line) -> list[str]:

@@ -49,7 +49,9 @@ def report(path: Path, name: str) -> Section | None:
     headings = ["ours to", *RATIOS.values(), "the same work"]
     rows = [[peer, *_ratios(record, peer), _verdict(record, peer)] for peer in record.get("ratios", {})]
     block = Block(provenance, _sentence(record), Table(provenance, headings, rows) if rows else None)
-    return Section(f"Beside other ways: {record['settings']['recipe']}", _text(record), table, plot, block)
+    return Section(
+        f"Beside other ways: {record['settings']['recipe']} in {record['dtype']}", _text(record), table, plot, block
+    )
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -134,7 +136,7 @@ def _settings(record: Record) -> str:
     return (
         f"{settings['layers']} layers of width {settings['hidden']}, a vocabulary of {settings['vocabulary']:,},"
         f" rows of {settings['length']:,} tokens, {settings['accumulation']} a step, {settings['steps']} steps a run,"
-        f" {turns} turn{'' if turns == 1 else 's'}"
+        f" {turns} turn{'' if turns == 1 else 's'}, in {record['dtype']}"
     )
 
 

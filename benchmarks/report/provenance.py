@@ -12,6 +12,8 @@ from hf_peft_recipes.errors import UserError
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 """Whose versions decide what is measured."""
 GIB = 2**30
+HALVES = ", products in bfloat16"
+"""Behind a processor that has them: they decide what a recipe trains in. Of GPUs it goes without saying."""
 _COMMIT_LETTERS = 12
 
 
@@ -39,6 +41,11 @@ class Provenance:
             values = getattr(self, piece)
             if not values or not all(values):
                 raise UserError(f"{self.where}: no {piece} beside its figures; measure it again with what records it")
+
+    @property
+    def halves(self) -> str:
+        """What stands behind a heading where a processor with products in bfloat16 was measured."""
+        return HALVES if any(HALVES in name for name in self.hardware) else ""
 
     def phrase(self) -> str:
         """Return it as the end of a paragraph: machine; versions; commit; date."""
@@ -92,7 +99,8 @@ def _device(device: Mapping[str, Any]) -> str:
     if not device.get("name") or not device.get("memory_bytes"):
         return ""
     number = f"{device['count']} × " if device.get("count", 1) > 1 else ""
-    return f"{number}{device['name']}, {device['memory_bytes'] / GIB:.0f} GiB"
+    halves = HALVES if device.get("kind") == "cpu" and device.get("bf16") else ""
+    return f"{number}{device['name']}, {device['memory_bytes'] / GIB:.0f} GiB{halves}"
 
 
 def _versions(result: Mapping[str, Any], where: str) -> str:

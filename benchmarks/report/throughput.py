@@ -55,7 +55,7 @@ def report(path: Path, name: str) -> Section | None:
         how = how_far(known, errors(known), WITHIN)
         near = f" A plan that times a step (`plan --data --measure`) says them before: {how}."
     block = Block(provenance, f"Tokens a second, padding left out, of whole runs on packed documents.{near}", short)
-    return Section("Throughput", wrap(text), table, plot, block)
+    return Section(f"Throughput{provenance.halves}", wrap(text), table, plot, block)
 
 
 def _labels(lines: Sequence[Line]) -> list[str]:

@@ -220,7 +220,11 @@ class Recipe:
         plan = self.plan()
         if wanted is None and not is_due(plan):
             return None
-        found = rehearse(self._for_run(), plan)
+        resolved = self._for_run()
+        if not resolved.value("data.streaming"):
+            # What is measured meets the rows that the data have, so the plan beside it must too.
+            plan = self.plan(data=True)
+        found = rehearse(resolved, plan)
         if not found.fits:
             raise refusal(self.name, found, plan)
         return found

@@ -78,16 +78,29 @@ class Cell:
             "save_strategy": "steps" if scores else "no", "save_steps": steps, **self.overrides,
         }  # fmt: skip
 
-    def resolve(self, model: Path) -> Recipe:
+    def resolve(self, model: Path, rows: Path | None = None) -> Recipe:
         """Return the recipe of the run on this machine, for a plan: without data every row is one full document.
 
         Args:
             model: folder of the base.
+            rows: as `write` makes them, None to do without them.
         """
-        options = self.options(model, "rows")
-        if self.lengths == "full":
+        options = self.options(model, rows or "rows")
+        if rows is None and self.lengths == "full":
             del options["dataset"]
         return resolve_recipe(self.recipe, overrides_of(options))
+
+    def write(self, rows: Path, batch: int) -> None:
+        """Write the rows of the run.
+
+        Args:
+            rows: the folder that gets `train.jsonl` and `test.jsonl`.
+            batch: packed rows of an optimizer step.
+        """
+        # Shorter documents share a packed row: there must be enough of them.
+        number = batch * (self.warmup + self.steps) * (1 if self.lengths == "full" else 8)
+        write_rows(rows / "train.jsonl", number, self.length, self.lengths)
+        write_rows(rows / "test.jsonl", max(1, self.scored), self.length, self.lengths, seed=1)
 
 
 def check_cell(cell: Cell) -> None:
@@ -101,13 +114,20 @@ def check_cell(cell: Cell) -> None:
 def plan_cell(cell: Cell, model: Path) -> dict[str, Any]:
     """Return what the planner says of the cell on this machine: parts, phases, speed, in bytes and tokens a second.
 
+    Documents that are not full are looked at, as `plan --data` does.
+
     Args:
         cell: to plan.
         model: folder of its base.
     """
     recipe = cell.resolve(model)
     try:
-        plan = recipe.plan()
+        if cell.lengths == "full":
+            plan = recipe.plan()
+        else:
+            with tempfile.TemporaryDirectory() as rows:
+                cell.write(Path(rows), _batch(recipe))
+                plan = cell.resolve(model, Path(rows)).plan(data=True)
     except RecipeError as error:
         return {"error": str(error)}
     return {
@@ -150,10 +170,7 @@ def run_cell(cell: Cell, scratch: Path, execute: Execute = train_verb) -> dict[s
     """
     model = make_model(scratch / "models", cell.shape, cell.quantized_files)
     recipe, planned = cell.resolve(model), plan_cell(cell, model)
-    training = recipe.resolved.section("training") or {}
-    optimizer = str(training.get("optim"))
-    batch = int(training["per_device_train_batch_size"]) * int(training["gradient_accumulation_steps"])
-    number = batch * (cell.warmup + cell.steps) * (1 if cell.lengths == "full" else 8)
+    optimizer = str(recipe.resolved.value("training.optim"))
     line: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "name": cell.name,
@@ -165,8 +182,7 @@ def run_cell(cell: Cell, scratch: Path, execute: Execute = train_verb) -> dict[s
     }
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         rows = Path(folder) / "rows"
-        write_rows(rows / "train.jsonl", number, cell.length, cell.lengths)
-        write_rows(rows / "test.jsonl", max(1, cell.scored), cell.length, cell.lengths, seed=1)
+        cell.write(rows, _batch(recipe))
         options = cell.options(model, rows) | {"optim": used_optimizer(optimizer)}
         if cell.timed_plan:
             line["planned"] |= {"timed_tokens_per_second": _timed_speed(cell.recipe, options)}
@@ -179,6 +195,12 @@ def run_cell(cell: Cell, scratch: Path, execute: Execute = train_verb) -> dict[s
         }  # fmt: skip
         line["figures"] = figures_of(recipe, model, line["measured"], cell.warmup)
     return line | circumstances()
+
+
+def _batch(recipe: Recipe) -> int:
+    """Return the packed rows of an optimizer step."""
+    training = recipe.resolved.section("training") or {}
+    return int(training["per_device_train_batch_size"]) * int(training["gradient_accumulation_steps"])
 
 
 def _timed_speed(recipe: str, options: Mapping[str, Any]) -> float | None:

@@ -58,7 +58,7 @@ class StepClock(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock."""
-        self.phases.lap("load")
+        self.phases.lap("train")
         self._mark = _now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

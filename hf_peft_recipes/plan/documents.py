@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.plan.held_out import HeldOut
 from hf_peft_recipes.preflight import RunRequest, examine_data
-from hf_peft_recipes.rows import tokenize
+from hf_peft_recipes.rows import Tokenized, tokenize
 from hf_peft_recipes.spec import ResolvedRecipe
 
 PACKED_TOGETHER = 1000
@@ -29,6 +30,8 @@ class Documents:
     """Tokens of the longest row that a step meets: of packed documents, or of one."""
     row_count: int
     """Rows of an epoch: packed, or the documents themselves."""
+    held_out: HeldOut | None = None
+    """What the run is judged by; None where those are not known."""
 
     @property
     def tokens(self) -> int:
@@ -86,10 +89,11 @@ def look_at_documents(recipe: ResolvedRecipe, request: RunRequest) -> Documents:
     tokenized = tokenize(recipe, request, examine_data(recipe, request))
     lengths, supervised = _counted(tokenized.rows.train)
     training: Mapping[str, Any] = recipe.section("training") or {}
-    if not training.get("packing"):
-        return Documents(tuple(lengths), supervised, max(lengths), len(lengths))
-    count, longest = pack(lengths, tokenized.max_length or max(lengths))
-    return Documents(tuple(lengths), supervised, longest, count)
+    longest = max(lengths)
+    row_length = tokenized.max_length or longest
+    count, longest = pack(lengths, row_length) if training.get("packing") else (len(lengths), longest)
+    held_out = _held_out(recipe.section("evaluation") or {}, tokenized, bool(training.get("packing")))
+    return Documents(tuple(lengths), supervised, longest, count, held_out)
 
 
 def pack(lengths: Sequence[int], row_length: int) -> tuple[int, int]:
@@ -111,6 +115,33 @@ def pack(lengths: Sequence[int], row_length: int) -> tuple[int, int]:
             if space:
                 insort(spaces, space)
     return count, longest
+
+
+def _held_out(section: Mapping[str, Any], tokenized: Tokenized, packing: bool) -> HeldOut:
+    """Return the lengths of the rows that are scored, answered and watched.
+
+    Raises:
+        UserError: a row that cannot be scored.
+    """
+    from hf_peft_recipes.evaluation import answer_tokens, find_task, scored_row
+
+    renderer, examples, limit = tokenized.renderer, tokenized.rows.held_out, tokenized.max_length
+    rows = [scored_row(row) for row in renderer.rows(examples)]
+    scored = tuple((len(row.input_ids[:limit]), _first_supervised(row.labels[:limit])) for row in rows)
+    watched = tokenized.rows.validation
+    lengths = [len(ids) for ids in watched["input_ids"]] if watched is not None else []
+    packed = pack(lengths, limit or max(lengths)) if packing and lengths else (len(lengths), max(lengths, default=0))
+    if not examples or find_task(examples, section["task"]) == "text":
+        return HeldOut(scored, (), 0, packed)
+    prompts = tuple(len(renderer.prompt(example)) for example in examples)
+    return HeldOut(scored, prompts, answer_tokens(renderer.tokenizer, examples, section), packed)
+
+
+def _first_supervised(labels: Sequence[int]) -> int:
+    """Return where the first token with loss stands; behind the last one where there is none."""
+    from hf_peft_recipes.data.rendering import IGNORED
+
+    return next((at for at, label in enumerate(labels) if label != IGNORED), len(labels))
 
 
 def _counted(train: Any) -> tuple[list[int], int]:

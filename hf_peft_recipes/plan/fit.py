@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, TypeVar
 
+from hf_peft_recipes.plan.evaluating import evaluation_bytes
 from hf_peft_recipes.plan.job import Job
-from hf_peft_recipes.plan.memory import Memory, evaluation_bytes, memory_of
+from hf_peft_recipes.plan.memory import Memory, memory_of
 from hf_peft_recipes.plan.profiles import Profile
 from hf_peft_recipes.plan.shapes import Shape
 from hf_peft_recipes.plan.step import StepSizes, walk_step

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hf_peft_recipes.device import Device
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.plan.configs import read_quantization
+from hf_peft_recipes.plan.held_out import HeldOut
 from hf_peft_recipes.plan.shapes import ARCHITECTURES, Tensor, four_bit_bytes
 from hf_peft_recipes.spec import ResolvedRecipe
 
@@ -72,6 +73,8 @@ class Job:
     """How many different lengths packed documents have."""
     span: float | None = None
     """Tokens of the document that a token stands in, on average; None where rows are taken to be full."""
+    held_out: HeldOut | None = None
+    """What evaluation meets, where the data were looked at."""
     prequantized: bool = False
     """Whether the files are quantised already, so that loading makes nothing whole."""
     extra_elements: int = 0
@@ -252,6 +255,7 @@ def make_job(
         arguments=training,
         document_lengths=_document_lengths(recipe, training, row_length, documents),
         span=documents.span if documents else None,
+        held_out=documents.held_out if documents else None,
     )
 
 

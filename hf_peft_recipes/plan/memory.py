@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from hf_peft_recipes.plan.evaluating import GPU_FRAGMENTATION, evaluation_bytes
 from hf_peft_recipes.plan.job import Job
 from hf_peft_recipes.plan.shapes import Shape
 from hf_peft_recipes.plan.sizes import FLOAT32
-from hf_peft_recipes.plan.step import StepSizes, walk_evaluation, walk_step, walk_validation
+from hf_peft_recipes.plan.step import StepSizes, walk_step
 
 MIB = 2**20
 
@@ -59,11 +60,6 @@ GPU_CONTEXT_BYTES = 512 * MIB
 """CUDA's context and the code of the kernels; not measured here."""
 GPU_WORKSPACE_BYTES = 8 * MIB
 """Of cuBLAS, torch's default `:4096:2:16:8`; 32 MiB from Hopper on. Not measured here."""
-GPU_FRAGMENTATION = 0.05
-"""Of what lives for a step only: rounding to 512 bytes and segments of torch's caching allocator; not measured here."""
-
-EVALUATION_LOGIT_BYTES = 512 * MIB
-"""What evaluation.py lets the float32 logits of a batch take."""
 
 SHARDED = {
     "none": (),
@@ -198,36 +194,3 @@ def _loading_bytes(job: Job, step: StepSizes) -> int:
         quantized = job.quantized_elements if job.bits else 0
         made += (quantized + step.parts["weights"] // job.item_bytes) * job.stored_item_bytes
     return made
-
-
-def evaluation_bytes(job: Job, shape: Shape) -> int:
-    """Return what evaluation takes beyond weights and optimizer, at worst: of its three kinds, the largest.
-
-    The Trainer watches the loss of rows that are packed as in training; gradients are gone by then. Before and after
-    training, `evaluation.score_rows` scores rows and has them answered: those are taken to be as long as `max_length`,
-    all their tokens scored, and answers asked for.
-    """
-    share = 0.0 if job.on_cpu else GPU_FRAGMENTATION
-    sizes = [0]
-    if job.arguments.get("eval_strategy") not in (None, "no", False):
-        batch = int(job.arguments.get("per_device_eval_batch_size") or 8)
-        sizes.append(walk_validation(replace(job, batch=batch), shape))
-    rows = job.evaluation.get("max_rows")
-    rows = 1000 if rows is None else int(rows)
-    if rows:
-        item_bytes = job.compute_bytes
-        # A batch's logits have a limit, and a row is scored whole.
-        scored = min(rows, max(1, EVALUATION_LOGIT_BYTES // (4 * shape.vocabulary) // job.length))
-        sizes.append(_alone(job, shape, scored, scored * job.length))
-        answered = min(rows, int(job.evaluation.get("batch_size") or 32))
-        cache = answered * job.length * shape.layers * 2 * shape.key_width * item_bytes
-        sizes.append(cache + _alone(job, shape, answered, answered))
-    return int((1 + share) * max(sizes))
-
-
-def _alone(job: Job, shape: Shape, rows: int, scored: int) -> int:
-    """Return what a pass over padded rows takes, `scored` of their tokens with logits: nothing is packed."""
-    walked = walk_evaluation(replace(job, batch=rows, packed=False), shape, scored)
-    # A mask of every row's padding, and its numbers in one layer.
-    mask = 0 if job.flash else rows * job.length**2 * (1 + job.compute_bytes)
-    return walked + mask
