@@ -296,7 +296,8 @@ def _batch_losses(model: Any, ids: torch.Tensor, labels: torch.Tensor, mask: tor
         input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, logits_to_keep=positions.to(device)
     ).logits
     wanted = targets[:, positions].to(device)
+    # Rows of logits end to end: with the vocabulary in the middle cross entropy would make a copy of all of them first.
     loss = torch.nn.functional.cross_entropy(
-        logits.float().transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none"
-    ).sum(1)
-    return list(zip(loss.tolist(), (wanted != IGNORED).sum(1).tolist(), strict=True))
+        logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return list(zip(loss.view(wanted.shape).sum(1).tolist(), (wanted != IGNORED).sum(1).tolist(), strict=True))

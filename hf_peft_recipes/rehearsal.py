@@ -54,26 +54,30 @@ def is_due(plan: MemoryPlan) -> bool:
     return plan.device.kind == "cuda" and plan.total_bytes >= NEAR * plan.device.memory_bytes
 
 
+def shortened(recipe: ResolvedRecipe) -> dict[str, Any]:
+    """Return what is set for the rehearsal of a recipe's run: one cycle, and nothing else that takes time."""
+    accumulation = int(recipe.value("training.gradient_accumulation_steps"))
+    return {
+        "max_steps": STEPS, "gradient_accumulation_steps": min(2, accumulation), "eval_steps": STEPS,
+        "save_strategy": "steps", "save_steps": STEPS, "certify": "off", "report_to": "none",
+    }  # fmt: skip
+
+
 def rehearse(recipe: ResolvedRecipe, plan: MemoryPlan) -> Rehearsal:
     """Return what two steps on the longest rows take, with their evaluation and checkpoint, in a process of its own.
 
     Args:
         recipe: of the run; its base and data are named, since objects do not go to another process.
-        plan: of the run, on the device that it is rehearsed on.
+        plan: of the rehearsal, on the device that it runs on.
 
     Raises:
         UserError: the run fails for another reason than memory; that reason.
     """
     started = time.perf_counter()
-    training = recipe.section("training") or {}
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as scratch:
         folder = Path(scratch) / "run"
         write_text(Path(scratch) / RECIPE_FILE, recipe_file(recipe))
-        options = {
-            "max_steps": STEPS, "gradient_accumulation_steps": min(2, int(training["gradient_accumulation_steps"])),
-            "eval_steps": STEPS, "save_strategy": "steps", "save_steps": STEPS, "certify": "off", "report_to": "none",
-            "output_dir": folder,
-        }  # fmt: skip
+        options = {**shortened(recipe), "output_dir": folder}
         words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
         finished = run_verb("train", f"{scratch}/{RECIPE_FILE}", "--exact", "--longest", "--no-rehearse", *words)
         record = _read(folder / RESULT_FILE)

@@ -193,12 +193,17 @@ class Recipe:
                 f"{self.name} needs {plan.total_bytes / 2**30:.1f} GiB on {plan.device.describe()}, "
                 "and no change that is known makes it fit"
             )
-        further = [Override(key, value, f"fit ({' + '.join(best.names)})") for key, value in best.settings.items()]
+        changes = " + ".join(best.names)
+        return self._with(best.settings, f"fit ({changes})", changes)
+
+    def _with(self, settings: Mapping[str, Any], origin: str, changes: str = "") -> "Recipe":
+        """Return the recipe with further settings, over those that it was asked for."""
+        further = [Override(key, value, origin) for key, value in settings.items()]
 
         def decide(demo: bool, other: Device | None = None, more: Sequence[Override] = ()) -> ResolvedRecipe:
             return self.decide(demo, other, [*further, *more])
 
-        return Recipe(decide(False), self.objects, decide, self.device, " + ".join(best.names))
+        return Recipe(decide(False), self.objects, decide, self.device, changes)
 
     def rehearse(self, wanted: bool | None = True) -> "Rehearsal | None":
         """Return what two steps on the longest rows take, with evaluation and a checkpoint, in a fresh process.
@@ -215,16 +220,15 @@ class Recipe:
             return None
         if self.objects:
             raise UserError(f"a rehearsal runs in another process, and {next(iter(self.objects))} is an object here")
-        from hf_peft_recipes.rehearsal import is_due, refusal, rehearse
+        from hf_peft_recipes.rehearsal import is_due, refusal, rehearse, shortened
 
         plan = self.plan()
         if wanted is None and not is_due(plan):
             return None
         resolved = self._for_run()
-        if not resolved.value("data.streaming"):
-            # What is measured meets the rows that the data have, so the plan beside it must too.
-            plan = self.plan(data=True)
-        found = rehearse(resolved, plan)
+        # What stands beside the measured is planned for the same steps, on the rows that the data have.
+        short = self._with(shortened(resolved), "rehearsal")
+        found = rehearse(resolved, short.plan(data=not resolved.value("data.streaming")))
         if not found.fits:
             raise refusal(self.name, found, plan)
         return found

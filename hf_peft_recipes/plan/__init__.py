@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_peft_recipes.device import Device
 from hf_peft_recipes.errors import UserError, did_you_mean
+from hf_peft_recipes.plan.evaluating import Evaluation
 from hf_peft_recipes.plan.fit import Advice, Estimates, advise, largest
 from hf_peft_recipes.plan.job import Job, make_job
 from hf_peft_recipes.plan.memory import STATIC, Memory, memory_of, plan_memory
@@ -201,7 +202,7 @@ def _traced_alone(
     parts: dict[str, int] = {**static, "gradients": gradients if job.accumulation > 1 else 0}
     parts["activations"] = traced.peak_bytes - sum(parts.values())
     sizes = StepSizes(traced.peak_bytes, _counter(parts), traced.saved_bytes, traced.saved_bytes, 0, 0, gradients, 0)
-    memory = memory_of(job, sizes, 0)
+    memory = memory_of(job, sizes, Evaluation())
     note = f"{missing} has no closed form: traced on the meta device; evaluation is not planned"
     speed = _timed(job, recipe, documents) if measure else None
     return _plan(

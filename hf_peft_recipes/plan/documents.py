@@ -30,6 +30,8 @@ class Documents:
     """Tokens of the longest row that a step meets: of packed documents, or of one."""
     row_count: int
     """Rows of an epoch: packed, or the documents themselves."""
+    lengths_a_row: float = 1
+    """Documents of different lengths in a row, on average."""
     held_out: HeldOut | None = None
     """What the run is judged by; None where those are not known."""
 
@@ -89,32 +91,52 @@ def look_at_documents(recipe: ResolvedRecipe, request: RunRequest) -> Documents:
     tokenized = tokenize(recipe, request, examine_data(recipe, request))
     lengths, supervised = _counted(tokenized.rows.train)
     training: Mapping[str, Any] = recipe.section("training") or {}
-    longest = max(lengths)
-    row_length = tokenized.max_length or longest
-    count, longest = pack(lengths, row_length) if training.get("packing") else (len(lengths), longest)
-    held_out = _held_out(recipe.section("evaluation") or {}, tokenized, bool(training.get("packing")))
-    return Documents(tuple(lengths), supervised, longest, count, held_out)
+    packs = bool(training.get("packing"))
+    packed = _packed(lengths, tokenized.max_length, packs)
+    held_out = _held_out(recipe.section("evaluation") or {}, tokenized, packs)
+    return Documents(tuple(lengths), supervised, packed.longest, packed.rows, packed.lengths_a_row, held_out)
 
 
-def pack(lengths: Sequence[int], row_length: int) -> tuple[int, int]:
-    """Return into how many rows TRL packs the documents, and how many tokens the fullest has: best fit, longest first.
+@dataclass(frozen=True)
+class Packing:
+    """What rows a data set is packed into."""
+
+    rows: int
+    longest: int
+    """Tokens of the fullest row."""
+    lengths_a_row: float
+    """Documents of different lengths in a row, on average: neighbours in length lie together."""
+
+
+def pack(lengths: Sequence[int], row_length: int) -> Packing:
+    """Return how TRL packs the documents: best fit, longest first.
 
     Args:
         lengths: of the documents, none longer than a row.
         row_length: tokens that a row has room for.
     """
-    count = longest = 0
+    kinds, longest = list[set[int]](), 0
     for start in range(0, len(lengths), PACKED_TOGETHER):
-        spaces: list[int] = []
+        # What is free in a row, and the number of the row.
+        spaces: list[tuple[int, int]] = []
         for length in sorted(lengths[start : start + PACKED_TOGETHER], reverse=True):
-            at = bisect_left(spaces, length)
-            new = at == len(spaces)
-            count += new
-            space = (row_length if new else spaces.pop(at)) - length
-            longest = max(longest, row_length - space)
-            if space:
-                insort(spaces, space)
-    return count, longest
+            at = bisect_left(spaces, (length, -1))
+            if at == len(spaces):
+                kinds.append(set())
+                space, row = row_length, len(kinds) - 1
+            else:
+                space, row = spaces.pop(at)
+            kinds[row].add(length)
+            longest = max(longest, row_length - space + length)
+            if space > length:
+                insort(spaces, (space - length, row))
+    return Packing(len(kinds), longest, sum(map(len, kinds)) / max(1, len(kinds)))
+
+
+def _packed(lengths: Sequence[int], limit: int | None, packing: bool) -> Packing:
+    """Return the rows that documents make, each its own where nothing is packed."""
+    longest = max(lengths, default=0)
+    return pack(lengths, limit or longest) if packing else Packing(len(lengths), longest, 1)
 
 
 def _held_out(section: Mapping[str, Any], tokenized: Tokenized, packing: bool) -> HeldOut:
@@ -130,11 +152,12 @@ def _held_out(section: Mapping[str, Any], tokenized: Tokenized, packing: bool) -
     scored = tuple((len(row.input_ids[:limit]), _first_supervised(row.labels[:limit])) for row in rows)
     watched = tokenized.rows.validation
     lengths = [len(ids) for ids in watched["input_ids"]] if watched is not None else []
-    packed = pack(lengths, limit or max(lengths)) if packing and lengths else (len(lengths), max(lengths, default=0))
+    packed = _packed(lengths, limit, packing)
+    watched_rows = packed.rows, packed.longest
     if not examples or find_task(examples, section["task"]) == "text":
-        return HeldOut(scored, (), 0, packed)
+        return HeldOut(scored, (), 0, watched_rows)
     prompts = tuple(len(renderer.prompt(example)) for example in examples)
-    return HeldOut(scored, prompts, answer_tokens(renderer.tokenizer, examples, section), packed)
+    return HeldOut(scored, prompts, answer_tokens(renderer.tokenizer, examples, section), watched_rows)
 
 
 def _first_supervised(labels: Sequence[int]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from hf_peft_recipes.plan.held_out import HeldOut
 from hf_peft_recipes.plan.job import Job
@@ -19,6 +19,16 @@ _ROWS, _ANSWERED = 1000, 32
 """What the recipe's `max_rows` and `batch_size` are where they say nothing."""
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What it takes beyond weights and optimizer."""
+
+    size_bytes: int = 0
+    """At its peak."""
+    batch_kinds: int = 0
+    """Batches of different widths, for each of which a CPU makes kernels of its own."""
+
+
 def unknown_rows(job: Job) -> HeldOut:
     """Return the worst that there may be: rows as long as training's, all their tokens with loss, answers asked for."""
     asked = job.evaluation.get("max_rows")
@@ -26,8 +36,8 @@ def unknown_rows(job: Job) -> HeldOut:
     return HeldOut(((job.length, 0),) * rows, (job.length,) * rows, 0, (_ROWS, job.length))
 
 
-def evaluation_bytes(job: Job, shape: Shape) -> int:
-    """Return what evaluation takes beyond weights and optimizer: of its three kinds, the largest. Gradients are gone.
+def plan_evaluation(job: Job, shape: Shape) -> Evaluation:
+    """Return what the largest of evaluation's three parts takes. Gradients are gone by then.
 
     Args:
         job: that evaluates, on the rows of its `held_out`, or on those of `unknown_rows`.
@@ -39,13 +49,19 @@ def evaluation_bytes(job: Job, shape: Shape) -> int:
     if rows and job.arguments.get("eval_strategy") not in (None, "no", False):
         batch = min(rows, int(job.arguments.get("per_device_eval_batch_size") or 8))
         sizes.append(walk_validation(replace(job, batch=batch, length=length), shape))
-    batches = set(_scored_batches(held.scored, min(BATCH_TOKENS, LOGIT_BYTES // (FLOAT32 * shape.vocabulary))))
-    for number, width, positions in _heaviest(batches):
-        sizes.append(_alone(job, shape, number, width, number * positions))
-    for number, width in _answered_batches(held.prompts, int(job.evaluation.get("batch_size") or _ANSWERED)):
+    scored = set(_scored_batches(held.scored, min(BATCH_TOKENS, LOGIT_BYTES // (FLOAT32 * shape.vocabulary))))
+    if scored:
+        most_tokens = max(scored, key=lambda batch: batch[0] * batch[1])
+        most_logits = max(scored, key=lambda batch: batch[0] * batch[2])
+        for number, width, positions in {most_tokens, most_logits}:
+            sizes.append(_alone(job, shape, number, width, number * positions))
+    answered = set(_answered_batches(held.prompts, int(job.evaluation.get("batch_size") or _ANSWERED)))
+    if answered:
+        number, width = max(answered, key=lambda batch: batch[0] * batch[1])
         cache = number * (width + held.answer) * shape.layers * 2 * shape.key_width * job.compute_bytes
         sizes.append(cache + _alone(job, shape, number, width, number))
-    return int((1 + share) * max(sizes))
+    widths = {width for _, width, _ in scored}, {width for _, width in answered}
+    return Evaluation(int((1 + share) * max(sizes)), sum(map(len, widths)))
 
 
 def _scored_batches(rows: Sequence[tuple[int, int]], most: int) -> Iterator[tuple[int, int, int]]:
@@ -58,19 +74,12 @@ def _scored_batches(rows: Sequence[tuple[int, int]], most: int) -> Iterator[tupl
         yield len(batch), width, width - min(first for _, first in batch)
 
 
-def _heaviest(batches: set[tuple[int, int, int]]) -> set[tuple[int, int, int]]:
-    """Return the batch with the most tokens and the one with the most logits."""
-    if not batches:
-        return set()
-    return {max(batches, key=lambda batch: batch[0] * batch[1]), max(batches, key=lambda batch: batch[0] * batch[2])}
-
-
-def _answered_batches(prompts: Sequence[int], size: int) -> list[tuple[int, int]]:
-    """Return prompts and tokens a prompt of the heaviest batch, as `generation.generate` makes them; none of none."""
+def _answered_batches(prompts: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
+    """Yield prompts and tokens a prompt of every batch, as `generation.generate` makes them."""
     order = sorted(prompts)
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
-    sizes = [(len(batch), batch[-1]) for batch in batches]
-    return [max(sizes, key=lambda batch: batch[0] * batch[1])] if sizes else []
+    for start in range(0, len(order), size):
+        batch = order[start : start + size]
+        yield len(batch), batch[-1]
 
 
 def _alone(job: Job, shape: Shape, rows: int, width: int, scored: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, TypeVar
 
-from hf_peft_recipes.plan.evaluating import evaluation_bytes
+from hf_peft_recipes.plan.evaluating import Evaluation, plan_evaluation
 from hf_peft_recipes.plan.job import Job
 from hf_peft_recipes.plan.memory import Memory, memory_of
 from hf_peft_recipes.plan.profiles import Profile
@@ -70,10 +70,10 @@ class Estimates:
 
     def memory(self, job: Job, training_only: bool = False) -> Memory:
         """Return what a job takes."""
-        evaluation = 0
+        evaluation = Evaluation()
         if not training_only:
             key = ("evaluation", job.evaluation.get("batch_size"), job.length, job.bits, job.attention)
-            evaluation = self._once(key, lambda: evaluation_bytes(job, self._shape))
+            evaluation = self._once(key, lambda: plan_evaluation(job, self._shape))
         return memory_of(job, self._step(job), evaluation)
 
     def seconds(self, job: Job, profile: Profile) -> float:

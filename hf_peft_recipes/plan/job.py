@@ -267,7 +267,7 @@ def _document_lengths(
         return 1
     known, a_row = length, float(DOCUMENTS_A_ROW)
     if documents is not None:
-        known, a_row = len(set(documents.lengths)), len(documents.lengths) / documents.row_count
+        known, a_row = len(set(documents.lengths)), documents.lengths_a_row
     steps = int(training.get("max_steps") or -1)
     rows = steps * int(training.get("gradient_accumulation_steps") or 1)
     return min(known, math.ceil(rows * a_row)) if steps > 0 else known

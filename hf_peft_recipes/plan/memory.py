@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from hf_peft_recipes.plan.evaluating import GPU_FRAGMENTATION, evaluation_bytes
+from hf_peft_recipes.plan.evaluating import GPU_FRAGMENTATION, Evaluation, plan_evaluation
 from hf_peft_recipes.plan.job import Job
 from hf_peft_recipes.plan.shapes import Shape
 from hf_peft_recipes.plan.sizes import FLOAT32
@@ -13,10 +13,10 @@ from hf_peft_recipes.plan.step import StepSizes, walk_step
 
 MIB = 2**20
 
-HOST_LIBRARIES_BYTES = 565 * MIB
+HOST_LIBRARIES_BYTES = 545 * MIB
 """Resident before a model is loaded, with everything imported that a run needs: measured with torch 2.13 (CPU),
 transformers 5.23, trl 1.16, peft 0.21.2, bitsandbytes 0.50.2, Linux x86-64."""
-HOST_CODE_BYTES = 22 * MIB
+HOST_CODE_BYTES = 37 * MIB
 """Of those libraries, code that the first step, evaluation and saving fetch; measured likewise."""
 KERNEL_BYTES, KERNELS_KEPT = MIB, 1024
 """What each new shape of a bfloat16 product leaves behind, and for how many shapes oneDNN keeps a kernel (its
@@ -26,6 +26,10 @@ product, 6.8 MiB for another length in attention's way back. With room for 64 ke
 own half of the growth is gone; what the other half is has not been found."""
 KERNELS_A_LENGTH = 10
 """Made for each new length of a document, by attention's way back, the layers' products over the row and the head."""
+KERNELS_A_BATCH, KERNELS_A_BARE_BATCH = 10, 3
+"""Made for each new batch of evaluation, with an adapter's products and without them; measured likewise."""
+SAVED_BATCHES = 4
+"""Prompts that saving has answered, each a batch of its own: `certificate.PROMPTS`."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Holes:
 
 
 HOST_HOLES = {
-    2: Holes(back=0.75, remade=0.75, head=0.75, evaluation=0.0, quantizing=0.0),
+    2: Holes(back=0.75, remade=0.75, head=0.75, evaluation=0.6, quantizing=0.0),
     4: Holes(back=1.05, remade=1.2, head=0.6, evaluation=0.9, quantizing=0.4),
 }
 """By the bytes of a number in products: on a processor that has bfloat16, and in float32 on one that has not. Measured
@@ -98,16 +102,16 @@ def plan_memory(job: Job, shape: Shape, step: StepSizes | None = None) -> Memory
         step: the sizes of its step, where they are known.
     """
     step = step or walk_step(job, shape)
-    return memory_of(job, step, evaluation_bytes(job, shape))
+    return memory_of(job, step, plan_evaluation(job, shape))
 
 
-def memory_of(job: Job, step: StepSizes, evaluation: int) -> Memory:
+def memory_of(job: Job, step: StepSizes, evaluation: Evaluation) -> Memory:
     """Return what a run takes, given its step.
 
     Args:
         job: that runs.
         step: the sizes of its step on a device that holds the whole model.
-        evaluation: bytes of evaluation beyond weights and optimizer.
+        evaluation: what it takes beyond weights and optimizer.
     """
     parts = Counter(step.parts)
     divided = SHARDED[job.sharding] if job.devices > 1 else ()
@@ -119,7 +123,7 @@ def memory_of(job: Job, step: StepSizes, evaluation: int) -> Memory:
     elif job.devices > 1:
         # DistributedDataParallel's buckets are as large as the gradients; ZeRO's likewise.
         parts["workspace"] += step.gradient_bytes
-    fixed = _constants(job)
+    fixed = _constants(job, evaluation)
     temporary = sum(size for part, size in parts.items() if part not in STATIC)
     parts["fragmentation"] += _fragmentation(job, step, temporary)
     parts += fixed
@@ -127,15 +131,17 @@ def memory_of(job: Job, step: StepSizes, evaluation: int) -> Memory:
     resident = fixed.total() + sum(parts[part] for part in ("weights", "weights_quantized", "adapters"))
     trained = parts["optimizer"] + resident
     fetched = HOST_CODE_BYTES if job.on_cpu else 0
+    # Weights that stay as they are stored are pages of their file, which come when they are used.
+    fetched += parts["weights"] if job.on_cpu and not job.bits and job.item_bytes == job.stored_item_bytes else 0
     return Memory(
         kept,
         {
             # `models.load_base` puts weights straight where they belong; the adapter comes after them.
             "load": resident - parts["adapters"] - fixed["kernels"] - fetched + _loading_bytes(job, step),
             "train": sum(kept.values()),
-            "evaluate": trained + evaluation + _left_holes(job, step),
+            "evaluate": trained + evaluation.size_bytes + _left_holes(job, step) + _kernels(job, SAVED_BATCHES),
             # A checkpoint or `saving.save`: gradients are gone, and safetensors and torch write tensors as they lie.
-            "save": trained + _quantizing_holes(job),
+            "save": trained + _quantizing_holes(job) + _kernels(job, SAVED_BATCHES),
         },
     )
 
@@ -165,7 +171,7 @@ def _holes(job: Job) -> Holes:
     return HOST_HOLES[job.compute_bytes]
 
 
-def _constants(job: Job) -> Counter[str]:
+def _constants(job: Job, evaluation: Evaluation) -> Counter[str]:
     """Return what libraries and their caches take, by part."""
     if not job.on_cpu:
         hopper = any(name in job.device.name for name in ("H100", "H200", "B200"))
@@ -175,9 +181,16 @@ def _constants(job: Job) -> Counter[str]:
     if job.bits and not job.prequantized and job.stored_item_bytes == job.item_bytes:
         # What is not quantised is a view of the file, which keeps all of the file's pages that were read.
         constants["mapped_files"] = job.quantized_elements * job.stored_item_bytes
-    if job.by_document and job.autocast_bytes:
-        constants["kernels"] = min(KERNELS_KEPT, job.document_lengths * KERNELS_A_LENGTH) * KERNEL_BYTES
+    constants["kernels"] = _kernels(job, evaluation.batch_kinds, job.document_lengths if job.by_document else 0)
     return constants
+
+
+def _kernels(job: Job, batches: int, lengths: int = 0) -> int:
+    """Return what the kernels for new batches of evaluation and new lengths of documents leave behind."""
+    if not job.on_cpu or job.compute_bytes == FLOAT32:
+        return 0
+    made = batches * (KERNELS_A_BATCH if job.adapter else KERNELS_A_BARE_BATCH) + lengths * KERNELS_A_LENGTH
+    return min(KERNELS_KEPT, made) * KERNEL_BYTES
 
 
 def _loading_bytes(job: Job, step: StepSizes) -> int:

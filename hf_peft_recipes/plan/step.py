@@ -176,10 +176,11 @@ def walk_evaluation(job: Job, shape: Shape, scored: int) -> int:
     """
 
     def score(walk: Walk, model: Model, hidden: Value) -> None:
-        # evaluation.py: logits, their float32 copy, and what cross entropy makes of it.
+        # evaluation.py: logits, their float32 copy where they are not in it, and the logarithms of cross entropy.
+        copies = 1 if job.compute_bytes == FLOAT32 else 2
         with walk.ledger.making("logits"):
             logits = walk.fresh(scored * shape.vocabulary, job.compute_bytes)
-            walk.ledger.spike("logits", 2 * scored * shape.vocabulary * FLOAT32)
+            walk.ledger.spike("logits", copies * scored * shape.vocabulary * FLOAT32)
         del hidden, logits
 
     return _walk_forward(job, shape, score, keeps_casts=False)
