@@ -199,9 +199,14 @@ def test_a_users_mistake_is_one_line(command, words, message):
 def hub():
     """Return the address of a hub on this machine that knows one model."""
 
+    dropped = []
+
     class Hub(BaseHTTPRequestHandler):
         def do_HEAD(self):
             known = self.path == "/somebody/llama/resolve/main/config.json"
+            if "silent" in self.path:
+                dropped.append(self.path)
+                return
             body = json.dumps(LLAMA_8B).encode()
             self.send_response(200 if known else 404)
             for name, value in {
@@ -220,19 +225,23 @@ def hub():
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    yield f"http://127.0.0.1:{server.server_port}", dropped
     server.shutdown()
 
 
 def test_a_model_of_the_hub_is_planned_from_its_config_and_offline_from_then_on(command, hub, tmp_path):
     words = ("plan", "lora", "--gpu", "H100", "--json", "--model")
-    online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path)}
+    endpoint, dropped = hub
+    online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)}
     finished = command(*words, "somebody/llama", **online)
     assert finished.returncode == 0, finished.stderr
     assert command(*words, "somebody/llama", HF_HOME=str(tmp_path)).stdout == finished.stdout
     missing = command(*words, "somebody/nothing", **online)
     assert missing.returncode == 2
     assert "neither a folder nor a model on the Hub" in missing.stderr and missing.stderr.count("\n") == 1
+    silent = command(*words, "somebody/silent", **online)
+    assert silent.returncode == 2 and len(dropped) == 1
+    assert "the Hub cannot be reached" in silent.stderr and silent.stderr.count("\n") == 1
 
 
 def test_an_architecture_without_a_closed_form_is_traced(folder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,23 +76,25 @@ def config_values(config: Any) -> Mapping[str, Any]:
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
+        HfHubHTTPError,
         HFValidationError,
+        HTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
+    unreachable = "not in the cache, and the Hub cannot be reached; plan it once while online, or name a folder"
     why = {
         GatedRepoError: "access to it has to be asked for on the Hub, and `hf auth login` run",
         RepositoryNotFoundError: "neither a folder nor a model on the Hub (or a private one: `hf auth login`)",
         RevisionNotFoundError: f"it has no revision {revision!r}",
-        LocalEntryNotFoundError: (
-            "not in the cache, and the Hub cannot be reached; plan it once while online, or name a folder"
-        ),
+        LocalEntryNotFoundError: unreachable,
         EntryNotFoundError: "it has no config.json",
         HFValidationError: "neither a folder nor an id of the Hub",
     }
@@ -101,12 +103,16 @@ def _from_hub(name: str, revision: str | None) -> Path:
         if isinstance(cached := try_to_load_from_cache(name, "config.json", revision=revision), str):
             return Path(cached)
         with _in_silence("huggingface_hub"):
+            if not HF_HUB_OFFLINE:
+                # Asks once, where a download tries again for twenty seconds before it says that nobody answers.
+                with suppress(HfHubHTTPError):
+                    get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision))
             return Path(hf_hub_download(name, "config.json", revision=revision))
     except tuple(why) as error:
         reason = next(text for kind, text in why.items() if isinstance(error, kind))
         raise UserError(f"model {name!r}: {reason}") from None
-    except OSError as error:
-        raise UserError(f"model {name!r}: the Hub cannot be reached ({type(error).__name__})") from None
+    except (HTTPError, OSError):
+        raise UserError(f"model {name!r}: {unreachable}") from None
 
 
 @contextmanager

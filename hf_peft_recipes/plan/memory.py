@@ -54,7 +54,7 @@ class Holes:
 
 
 HOST_HOLES = {
-    2: Holes(back=0.75, remade=0.75, head=0.75, evaluation=0.6, quantizing=0.0),
+    2: Holes(back=0.7, remade=0.55, head=0.5, evaluation=0.6, quantizing=0.25),
     4: Holes(back=1.05, remade=1.2, head=0.6, evaluation=0.9, quantizing=0.4),
 }
 """By the bytes of a number in products: on a processor that has bfloat16, and in float32 on one that has not. Measured
