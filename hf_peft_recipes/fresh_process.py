@@ -1,6 +1,7 @@
 """A module, the command line for one, in a process of its own: as a user would start it, whatever launched this one."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -8,10 +9,11 @@ from pathlib import Path
 
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """A launcher's variables, which would make the process wait for others."""
-_STARVED = ("out of memory", "outofmemory", "can't allocate memory", "cannot allocate memory", "memoryerror")
-"""How CUDA, torch's CPU allocator, the system and Python say that there is no memory left, in lower case."""
-_KILLED = -9
-"""What Linux does to a process for which none is left."""
+_STARVED = (
+    "out of memory", "outofmemory", "can't allocate memory", "cannot allocate memory", "memoryerror", "bad_alloc",
+    "memory allocation of",
+)  # fmt: skip
+"""How CUDA, torch's CPU allocator, the system, Python, C++ and Rust say that there is no memory left, in lower case."""
 
 Finished = subprocess.CompletedProcess[str]
 
@@ -44,9 +46,12 @@ def run_module(module: str, *words: str, paths: Sequence[str] = ()) -> Finished:
 
 
 def last_words(finished: Finished) -> str:
-    """Return the last line of a process's standard error, which says what was wrong."""
-    said = (finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"])[-1]
-    return said.removeprefix("error: ")
+    """Return what was wrong: the last line of a process's standard error, and the signal where one ended it."""
+    said = (finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"])[-1].removeprefix("error: ")
+    if finished.returncode >= 0:
+        return said
+    # A process that a signal ends says nothing about it: its last line is of something else.
+    return f"the process was ended by a signal ({signal.strsignal(-finished.returncode)}); its last line: {said}"
 
 
 def out_of_memory(finished: Finished, said: str) -> str:
@@ -56,7 +61,8 @@ def out_of_memory(finished: Finished, said: str) -> str:
         finished: the process.
         said: its last words, or the error in its record.
     """
-    if finished.returncode == _KILLED:
+    if finished.returncode == -signal.SIGKILL:
         return "the system ended it for want of memory"
-    sentences = said.split(". ")
+    # Where native code gives up, what it says about it is not the last line.
+    sentences = [*said.split(". "), *(reversed(finished.stderr.splitlines()) if finished.returncode < 0 else ())]
     return next((text.strip() for text in sentences if any(sign in text.lower() for sign in _STARVED)), "")

@@ -120,10 +120,17 @@ def _error(finished: Finished, record: Mapping[str, Any]) -> str:
         return ""
     said = str(record.get("error") or last_words(finished))
     if told := out_of_memory(finished, said):
-        seen = (record.get("measured") or {}).get("phases") or {}
-        died = next((phase for phase in ("load", "evaluate", "train", "save") if phase not in seen), "evaluate")
-        return f"in {died}: {told}" if seen else told
+        return f"in {_died_in(record['measured'])}: {told}" if record.get("measured") else told
     raise UserError(f"rehearsal: {said}")
+
+
+def _died_in(measured: Mapping[str, Any]) -> str:
+    """Return the phase that did not end, of `measured` in a failed run's record, which begins once all is loaded."""
+    if "evaluate" not in measured["phases"]:
+        return "evaluate"
+    if measured["steps"] < STEPS:
+        return "train"
+    return "evaluate" if "save" in measured["phases"] else "evaluate or save"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def run(
             folder.rmdir()
         raise
     record, main = _record(recipe, request, examined, prepared), prepared.world.is_main
+    clock = _callback(prepared.trainer, StepClock)
     try:
         if checkpoints:
             prepared.trainer.add_callback(checkpoints)
@@ -83,6 +84,7 @@ def run(
         raise
     finally:
         if main:
+            record["measured"].setdefault("steps", clock.done)
             record["measured"] |= {"total_seconds": time.perf_counter() - started, "phases": prepared.phases.shown()}
             if checkpoints:
                 record["published_checkpoints"] = checkpoints.result()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -147,14 +146,19 @@ def test_results_of_another_schema_are_refused(tmp_path):
         read_lines(tmp_path / "torn.jsonl")
 
 
+@pytest.mark.slow
 def test_want_of_memory_is_a_result(tmp_path):
-    before = resource.getrlimit(resource.RLIMIT_DATA)
     # Enough to come up with, too little to train.
-    resource.setrlimit(resource.RLIMIT_DATA, (600 * 2**20, before[1]))
-    try:
-        line = run_cell(Cell("lora", "s", 1024, steps=1, warmup=0, scored=0), tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
+    out, limit = tmp_path / "bench.jsonl", ["prlimit", f"--data={2**30}"]
+    words = [
+        "bench", "--recipes", "lora", "--shapes", "s", "--lengths", "8192", "--steps", "1", "--warmup", "0",
+        "--out", str(out), "--scratch", str(tmp_path),
+    ]  # fmt: skip
+    finished = subprocess.run(
+        [*limit, sys.executable, "-m", "hf_peft_recipes", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+    (line,) = read_lines(out)
     assert line["status"] == "oom", line
     assert "memory" in line["error"].lower()
     assert "measured" not in line

@@ -76,15 +76,18 @@ def test_what_fits_is_measured_phase_by_phase():
 
 @pytest.mark.slow
 def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path):
-    # A smaller machine: what a process may hold for itself is limited, by the system.
+    # A smaller machine: what a process may hold for itself is limited, by the system. Libraries and weights fit by
+    # far, a step of so many rows does not.
     words = ["train", "lora", "--rehearse", "--output_dir", str(tmp_path / "out"), "--max_steps", "500"]
+    words += ["--per_device_train_batch_size", "64"]
     finished = subprocess.run(
-        ["prlimit", f"--data={850 * 2**20}", sys.executable, "-m", "hf_peft_recipes", *words],
+        ["prlimit", f"--data={1024 * 2**20}", sys.executable, "-m", "hf_peft_recipes", *words],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert finished.returncode == 2, finished.stderr
     last = finished.stderr.splitlines()[-1]
     assert last.startswith("error: lora does not fit: its rehearsal on the longest rows ran out of memory"), last
+    assert "(in train: " in last
     assert "planned were" in last
     assert "Traceback" not in finished.stderr
     assert not (tmp_path / "out").exists()

@@ -44,6 +44,11 @@ class StepClock(TrainerCallback):
         self._marks: list[tuple[Any, Any]] = []
         self._mark: Any = None
 
+    @property
+    def done(self) -> int:
+        """Return the number of steps that ended."""
+        return len(self._marks)
+
     def watch(self, trainer: Any) -> None:
         """Count what the trainer's steps are fed, from now on."""
         fetch = trainer.get_batch_samples
@@ -57,8 +62,7 @@ class StepClock(TrainerCallback):
         trainer.get_batch_samples = counted
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock."""
-        self.phases.lap("train")
+        """Start the clock; the trainer's own set-up belongs to the phase that ends with the first step."""
         self._mark = _now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
