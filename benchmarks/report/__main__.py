@@ -29,6 +29,7 @@ SECTIONS: dict[str, tuple[str, Room]] = {
     "peers_lora": ("peers_lora.json", peers.report),
     "peers_lora_bfloat16": ("peers_lora_bfloat16.json", peers.report),
     "peers_qlora": ("peers_qlora.json", peers.report),
+    "peers_frameworks": ("peers_frameworks.json", peers.report),
     "quality": ("quality.jsonl", quality.report),
     "quality_real": ("quality_real.jsonl", quality.report),
 }

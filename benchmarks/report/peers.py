@@ -1,4 +1,4 @@
-"""Our recipes beside other ways to the same training: `peers_lora.json`, `peers_qlora.json`."""
+"""Our recipes beside other ways to the same training: `peers_lora.json`, `peers_qlora.json` …"""
 
 from __future__ import annotations
 
@@ -49,9 +49,10 @@ def report(path: Path, name: str) -> Section | None:
     headings = ["ours to", *RATIOS.values(), "the same work"]
     rows = [[peer, *_ratios(record, peer), _verdict(record, peer)] for peer in record.get("ratios", {})]
     block = Block(provenance, _sentence(record), Table(provenance, headings, rows) if rows else None)
-    return Section(
-        f"Beside other ways: {record['settings']['recipe']} in {record['dtype']}", _text(record), table, plot, block
-    )
+    others = any(one.get("environment") for one in record["contenders"].values())
+    beside = "other frameworks" if others else "other ways"
+    title = f"Beside {beside}: {record['settings']['recipe']} in {record['dtype']}"
+    return Section(title, _text(record), table, plot, block)
 
 
 def read_record(path: Path) -> dict[str, Any]:
