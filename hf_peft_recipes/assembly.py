@@ -82,7 +82,8 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     trainer.remove_callback(PrinterCallback)
     if world.is_main and request.progress:
         trainer.add_callback(Progress(lambda: phases.peak_memory_bytes("train") or 0))
-    speed = speed_up(model, detect_device().kind) if recipe.value("speed") != "off" else []
+    faster = objective.PACKS and recipe.value("speed") != "off"
+    speed = speed_up(model, detect_device().kind) if faster else []
     phases.lap("load")
     return Prepared(
         trainer, model, tokenized.renderer, tokenized.checks, data, speed, models.count_parameters(model), world, phases

@@ -10,9 +10,11 @@ from typing import Any
 from hf_peft_recipes import launching, models
 from hf_peft_recipes.data.loading import read
 from hf_peft_recipes.data.reading import Examples
+from hf_peft_recipes.data.shapes import SHAPES, check_shape
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE, read_result
 from hf_peft_recipes.spec import ResolvedRecipe
+from hf_peft_recipes.spec.objectives import OBJECTIVES, objective_facts
 
 _RUN_FILES = (RECIPE_FILE, RESULT_FILE, "adapter_config.json", "config.json", "trainer_state.json")
 _RUN_PATTERNS = (
@@ -21,13 +23,11 @@ _RUN_PATTERNS = (
     "chat_template.jinja", "added_tokens.json", "vocab.json", "merges.txt", "training_args.bin", "checkpoint-*",
 )  # fmt: skip
 
-_OTHER_FORMATS = {
-    "sft": {
-        "preference": "does not learn from; to train on what was chosen: --data.columns.completion chosen",
-        "feedback": "does not learn from; to train on all completions: --data.columns.completion completion",
-    },
+_TO_LEARN_ANSWERS = {
+    "preference": " To train on what was chosen: --data.columns.completion chosen",
+    "feedback": " To train on all completions: --data.columns.completion completion",
 }
-"""Objective to the formats that are another's, each with what can be done."""
+"""Formats of which `sft` could take a part, and how."""
 
 
 @dataclass
@@ -83,10 +83,21 @@ def examine_data(recipe: ResolvedRecipe, request: RunRequest) -> Examples:
     evaluation, data = recipe.section("evaluation") or {}, recipe.section("data") or {}
     if data["streaming"] and recipe.value("training.max_steps") in (None, -1) and not request.dry_run:
         raise UserError("data.streaming needs --max_steps: the end of a stream is not known beforehand")
-    examples = read(data, evaluation, recipe.value("training.seed") or 0, request.dataset)
-    if hint := _OTHER_FORMATS.get(recipe.objective, {}).get(examples.format):
-        raise UserError(f"data set {examples.name!r} holds {examples.format} data, which {recipe.objective} {hint}")
+    shape = objective_facts(recipe.objective).shape
+    examples = read(data, evaluation, recipe.value("training.seed") or 0, request.dataset, shape)
+    check_shape(shape, data["overlong"], data["loss_on"])
+    for found in examples.format.split(" + "):
+        if found not in SHAPES[shape].formats:
+            raise UserError(f"data set {examples.name!r} holds {found} data, {_advice(recipe, found)}")
     return examples
+
+
+def _advice(recipe: ResolvedRecipe, found: str) -> str:
+    """Return what can be done with data of a format that is another objective's."""
+    other = next(name for name, facts in OBJECTIVES.items() if found in SHAPES[facts.shape].formats)
+    method = [word for word in recipe.name.split("+") if word not in OBJECTIVES]
+    hint = _TO_LEARN_ANSWERS.get(found, "") if recipe.objective == "sft" else ""
+    return f"which {recipe.objective} does not learn from; did you mean {'+'.join([*method, other])}?{hint}"
 
 
 def clear_run(folder: Path) -> None:

@@ -28,6 +28,11 @@ class Source:
     read: Callable[[], str | Mapping[str, Any]]
     path: Path | None = None
 
+    @property
+    def is_part(self) -> bool:
+        """Whether it is there to be extended, and no recipe by itself."""
+        return self.path is not None and self.path.parent == shipped_folder() / "parts"
+
 
 _decorated: dict[str, Source] = {}
 
@@ -39,12 +44,12 @@ def shipped_folder() -> Path:
 
 
 def list_names(pattern: str = "*") -> list[str]:
-    """Return the sorted names of all recipes whose name matches the shell `pattern`.
+    """Return the sorted names of all recipes whose name matches the shell `pattern`; parts of recipes are none.
 
     Raises:
         UserError: two sources claim one name.
     """
-    return sorted(name for name in _sources() if fnmatch(name, pattern))
+    return sorted(name for name, source in _sources().items() if fnmatch(name, pattern) and not source.is_part)
 
 
 def find(name: str) -> Source:

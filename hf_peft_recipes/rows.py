@@ -10,6 +10,7 @@ from hf_peft_recipes.data import SAMPLE, Check, PreparedData, Renderer, require_
 from hf_peft_recipes.data.reading import Examples
 from hf_peft_recipes.preflight import RunRequest
 from hf_peft_recipes.spec import ResolvedRecipe
+from hf_peft_recipes.spec.objectives import objective_facts
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ def tokenize(recipe: ResolvedRecipe, request: RunRequest, examples: Examples) ->
     checks = require_serving(renderer, examples.sample(SAMPLE), bool(section["fix"]))
     lengths = [length for length in (recipe.value("training.max_length"), context) if length is not None]
     max_length = min(lengths, default=None)
-    tokens = data.tokenize(examples, renderer, max_length, section, recipe.value("training.seed") or 0)
+    shape = objective_facts(recipe.objective).shape
+    tokens = data.tokenize(examples, renderer, max_length, section, recipe.value("training.seed") or 0, shape)
     return Tokenized(renderer, checks, tokens, max_length)
 
 

@@ -118,7 +118,7 @@ def _train(
         saving.save(model, prepared.renderer.tokenizer, sorted(prepared.renderer.stop_ids), recipe, folder)
         plot_losses(record["loss_curve"], folder / "loss.png", recipe.name)
     phases.lap("save")
-    after = _evaluate(recipe, prepared, examples, task)
+    after = _evaluate(recipe, prepared, examples, task, before)
     phases.lap("evaluate")
     if before and after:
         record["metrics"] = {
@@ -161,7 +161,9 @@ def _publish(folder: Path, publication: PushRequest, record: dict[str, Any]) -> 
         raise
 
 
-def _evaluate(recipe: ResolvedRecipe, prepared: Prepared, examples: Sequence[Example], task: str) -> Metrics | None:
+def _evaluate(
+    recipe: ResolvedRecipe, prepared: Prepared, examples: Sequence[Example], task: str, before: Metrics | None = None
+) -> Metrics | None:
     """Return the metrics of the model as it is now, every process having scored its share; None without rows."""
     if not examples:
         return None
@@ -176,7 +178,8 @@ def _evaluate(recipe: ResolvedRecipe, prepared: Prepared, examples: Sequence[Exa
         )  # fmt: skip
     numbered = list(zip(share, scores, strict=True))
     gathered = gather_object(numbered) if world.size > 1 else numbered
-    return summarize([score for _, score in sorted(gathered, key=lambda pair: pair[0])], task, section, arguments.seed)
+    scores = [score for _, score in sorted(gathered, key=lambda pair: pair[0])]
+    return summarize(scores, task, section, arguments.seed, before.scores if before else None)
 
 
 def _dry_run(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> dict[str, Any]:

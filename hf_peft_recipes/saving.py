@@ -27,7 +27,9 @@ def save(model: Any, tokenizer: Any, stop_ids: Sequence[int], recipe: ResolvedRe
     """
     _round_heads(model)
     had_card = (folder / _CARD).exists()
-    model.save_pretrained(str(folder))
+    # Beside it stands, after preference optimisation, a copy of the adapter as it was before.
+    chosen = {"selected_adapters": [model.active_adapter]} if hasattr(model, "peft_config") else {}
+    model.save_pretrained(str(folder), **chosen)
     if (folder / _CARD).exists() and not had_card:
         # PEFT's is a form to fill in, with a path of this machine as the base.
         (folder / _CARD).unlink()

@@ -15,6 +15,7 @@ from hf_peft_recipes.evaluation import Metrics, find_task, score_rows, summarize
 from hf_peft_recipes.generation import stream
 from hf_peft_recipes.objectives import find_objective
 from hf_peft_recipes.spec import ResolvedRecipe
+from hf_peft_recipes.spec.objectives import objective_facts
 
 
 @dataclass
@@ -81,8 +82,8 @@ def evaluate(trained: TrainedModel, record: Mapping[str, Any], with_base: bool =
     examples = read_held_out(recipe)
     rows = examples.held_out
     task = find_task(rows, section["task"])
-    after = score(trained, trained.model, rows, task, record)
     before = _base_metrics(trained, lambda model: score(trained, model, rows, task, record)) if with_base else None
+    after = score(trained, trained.model, rows, task, record, before)
     return {
         "task": task,
         "split": examples.held_out_split,
@@ -102,13 +103,21 @@ def read_held_out(recipe: ResolvedRecipe) -> Examples:
         UserError: the data cannot be read any more, or hold nothing out.
     """
     section = recipe.section("evaluation") or {}
-    examples = read(recipe.section("data") or {}, section, recipe.value("training.seed") or 0)
+    shape = objective_facts(recipe.objective).shape
+    examples = read(recipe.section("data") or {}, section, recipe.value("training.seed") or 0, shape=shape)
     if not examples.held_out:
         raise UserError("there are no held-out rows to evaluate on (evaluation.max_rows, data.validation_size)")
     return examples
 
 
-def score(trained: TrainedModel, model: Any, rows: Sequence[Example], task: str, record: Mapping[str, Any]) -> Metrics:
+def score(
+    trained: TrainedModel,
+    model: Any,
+    rows: Sequence[Example],
+    task: str,
+    record: Mapping[str, Any],
+    before: Metrics | None = None,
+) -> Metrics:
     """Return the metrics of a model on held-out rows, served and multiplied as the run's own model.
 
     Args:
@@ -117,12 +126,14 @@ def score(trained: TrainedModel, model: Any, rows: Sequence[Example], task: str,
         rows: held out.
         task: as `find_task` returns it.
         record: the run's `result.json`.
+        before: of the base on the same rows, for what is measured from there.
     """
     recipe, section = trained.recipe, trained.recipe.section("evaluation") or {}
     length = record["data"]["ledger"]["max_length"]
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bool(recipe.value("training.bf16"))):
         scores = score_rows(model, trained.renderer, rows, task, section, trained.stop_ids, length)
-    return summarize(scores, task, section, recipe.value("training.seed") or 0)
+    seed = recipe.value("training.seed") or 0
+    return summarize(scores, task, section, seed, before.scores if before else None)
 
 
 def answer(

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_peft_recipes.data.columns import Template, row_value, type_of
@@ -39,6 +39,11 @@ class Example:
         """The last answer, None for plain text."""
         answers = (turn["content"] for turn in reversed(self.messages) if turn["role"] == "assistant")
         return next(answers, None)
+
+    @property
+    def refused(self) -> "Example":
+        """Of preference data, the conversation as it was refused."""
+        return replace(self, messages=(*self.messages[: self.supervised_from], *self.rejected), rejected=())
 
     @property
     def before_reference(self) -> tuple[Turn, ...]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes.data.cache import ROWS, cache_key, cached
-from hf_peft_recipes.data.formats import Example
+from hf_peft_recipes.data.formats import BadRowError, Example
 from hf_peft_recipes.data.reading import Examples, Source
-from hf_peft_recipes.data.rendering import IGNORED, Renderer, TokenRow
+from hf_peft_recipes.data.rendering import Renderer
+from hf_peft_recipes.data.shapes import Row
 from hf_peft_recipes.data.tokenization import SAME, Account, Fingerprints, HeldOut, Policy, tokenize_part
 from hf_peft_recipes.data.workers import in_processes
 from hf_peft_recipes.errors import UserError
@@ -24,7 +25,7 @@ class PreparedData:
     """Token rows to train on, and the account of where every training row went."""
 
     train: Any
-    """A `datasets.Dataset` with `input_ids` and `labels`."""
+    """A `datasets.Dataset` with the columns of `shapes.SHAPES`."""
     validation: Any
     held_out: list[Example]
     ledger: Callable[[], dict[str, Any]]
@@ -32,7 +33,12 @@ class PreparedData:
 
 
 def tokenize_data(
-    examples: Examples, renderer: Renderer, max_length: int | None, section: Mapping[str, Any], seed: int = 0
+    examples: Examples,
+    renderer: Renderer,
+    max_length: int | None,
+    section: Mapping[str, Any],
+    seed: int = 0,
+    shape: str = "text",
 ) -> PreparedData:
     """Return the examples as token rows, with the ledger of the training rows.
 
@@ -42,6 +48,7 @@ def tokenize_data(
         max_length: tokens a row may have; None for no limit.
         section: the recipe's `data` section: what becomes of rows that do not fit, and when it is too many.
         seed: of the choice of rows where a weight is no whole number.
+        shape: of the rows, see `shapes.SHAPES`.
 
     Raises:
         UserError: rows that cannot be rendered, more lost rows than allowed, or no row with a token to learn from.
@@ -49,7 +56,7 @@ def tokenize_data(
     from datasets import concatenate_datasets
 
     drops = section["on_bad_row"] == "drop"
-    policy = Policy(max_length, section["overlong"], drops, section["min_supervised_tokens"])
+    policy = Policy(max_length, section["overlong"], drops, section["min_supervised_tokens"], shape)
     held_out = HeldOut(Fingerprints.of(examples.given), Fingerprints.of(examples.set_aside))
     whole, tables, told = Account(), [], []
     for source in examples.sources:
@@ -75,11 +82,11 @@ def _tokenized(source: Source, renderer: Renderer, policy: Policy, held_out: Hel
 
     corpus = source.corpus
 
-    def make(folder: Path | None) -> tuple[Account, list[TokenRow]]:
+    def make(folder: Path | None) -> tuple[Account, list[Row]]:
         parts = corpus.parts(2) if folder else [corpus]
         paths = [folder / f"{ROWS}{number}.arrow" if folder else None for number in range(len(parts))]
         jobs = [(part, renderer, policy, held_out, path) for part, path in zip(parts, paths, strict=True)]
-        account, rows = Account(reasons=corpus.survey.reasons.copy()), list[TokenRow]()
+        account, rows = Account(reasons=corpus.survey.reasons.copy()), list[Row]()
         for part_account, part_rows in in_processes(tokenize_part, jobs):
             account.add(part_account)
             rows += part_rows
@@ -104,19 +111,18 @@ def _weighted(table: Any, weight: float, seed: int) -> Any:
     return concatenate_datasets([table] * times + some)
 
 
-def _table(rows: Sequence[TokenRow]) -> Any:
+def _table(rows: Sequence[Row]) -> Any:
     from datasets import Dataset
 
-    columns = {"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}
-    return Dataset.from_dict(columns) if rows else None
+    return Dataset.from_list([row.columns() for row in rows]) if rows else None
 
 
 def validation_table(examples: Sequence[Example], renderer: Renderer, policy: Policy) -> Any:
     """Return the rows whose loss is watched: those that can be rendered, cut as in training, or None."""
     limit = policy.max_length
-    rows = [row for row in renderer.rows(examples) if isinstance(row, TokenRow)]
-    cut = [TokenRow(row.input_ids[:limit], row.labels[:limit]) for row in rows]
-    return _table([row for row in cut if any(label != IGNORED for label in row.labels)])
+    rows = [row for made in policy.make(renderer, examples) if not isinstance(made, BadRowError) for row in made]
+    cut = [piece for row in rows for piece in ([row] if limit is None else row.cut(limit, False))]
+    return _table([row for row in cut if row.supervised])
 
 
 def _key(source: Source, renderer: Renderer, policy: Policy, known: HeldOut) -> str:

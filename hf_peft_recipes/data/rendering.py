@@ -22,6 +22,25 @@ class TokenRow:
     stops: bool = True
     """Whether the last answer ends with a token on which generation stops."""
 
+    @property
+    def length(self) -> int:
+        """The number of its tokens."""
+        return len(self.input_ids)
+
+    @property
+    def supervised(self) -> int:
+        """The number of its tokens that carry loss."""
+        return len(self.labels) - self.labels.count(IGNORED)
+
+    def cut(self, limit: int, splits: bool) -> list["TokenRow"]:
+        """Return the first `limit` tokens, and where it `splits` those after them too, as further rows."""
+        starts = range(0, len(self.input_ids), limit) if splits else [0]
+        return [TokenRow(self.input_ids[start : start + limit], self.labels[start : start + limit]) for start in starts]
+
+    def columns(self) -> dict[str, Any]:
+        """Return the row as a table has it."""
+        return {"input_ids": self.input_ids, "labels": self.labels}
+
 
 @dataclass(frozen=True)
 class _Draft:

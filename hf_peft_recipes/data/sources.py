@@ -13,7 +13,7 @@ from hf_peft_recipes.data.columnar import row_chunks
 from hf_peft_recipes.data.folders import LABELS, canonical_splits, files_by_split
 from hf_peft_recipes.data.readers import file_chunks, file_type, labelled_chunks
 from hf_peft_recipes.data.records import Chunk, Record, Row
-from hf_peft_recipes.embedded import DATA_DIR
+from hf_peft_recipes.embedded import DATA_DIR, Demo
 from hf_peft_recipes.errors import UserError, did_you_mean
 
 FIRST_ROWS = 100
@@ -21,6 +21,9 @@ FIRST_ROWS = 100
 
 _HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?(@\S+)?")
 _LONGEST_SHOWN = 120
+
+DEMO = "embedded demo"
+"""What the embedded data are called."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,11 @@ def read_data(dataset: Any, headless: bool = False, streamed: bool = False) -> R
         UserError: nothing there, an empty or broken file, a file type that is not known, no row that can be read.
     """
     if dataset is None:
-        return _from_files("embedded demo", files_by_split(DATA_DIR), headless, streamed)
+        return _from_files(DEMO, files_by_split(DATA_DIR), headless, streamed)
+    if isinstance(dataset, Demo):
+        return _from_object(dataset.splits, DEMO)
     if not isinstance(dataset, (str, Path)):
-        return _from_object(dataset)
+        return _from_object(dataset, type(dataset).__name__)
     if not str(dataset).strip():
         raise UserError("the data set's name is empty; a file, a folder or a Hub id is wanted")
     try:
@@ -131,7 +136,7 @@ def _table(label: str, chunks: Sequence[Chunk], called_when_empty: str, columns:
     return Table(label, tuple(chunks), tuple(named), tuple(first_rows))
 
 
-def _from_object(dataset: Any) -> RawData:
+def _from_object(dataset: Any, name: str) -> RawData:
     if isinstance(dataset, Mapping):
         splits = canonical_splits(dataset)
     elif hasattr(dataset, "column_names") or _is_rows(dataset):
@@ -147,7 +152,7 @@ def _from_object(dataset: Any) -> RawData:
         label = f"split {split!r}"
         columns = getattr(rows, "column_names", None) or ()
         tables[split] = _table(label, row_chunks(rows, label), f"the split {split!r} of the data set", columns)
-    return RawData(type(dataset).__name__, tables, _object_fingerprint(splits, tables))
+    return RawData(name, tables, _object_fingerprint(splits, tables))
 
 
 def _is_rows(rows: Any) -> bool:

@@ -14,6 +14,7 @@ from hf_peft_recipes.data.formats import Example, detect_format
 from hf_peft_recipes.data.preparation import PreparedData, validation_table
 from hf_peft_recipes.data.reading import Examples, Source, check_loss_on, find_split
 from hf_peft_recipes.data.rendering import Renderer
+from hf_peft_recipes.data.shapes import SHAPES
 from hf_peft_recipes.data.sources import read_data
 from hf_peft_recipes.data.tokenization import Account, Fingerprints, HeldOut, Policy, entered
 from hf_peft_recipes.errors import UserError
@@ -74,7 +75,12 @@ def read_stream(section: Mapping[str, Any], max_rows: int | None, dataset: Any =
 
 
 def tokenize_stream(
-    examples: StreamedExamples, renderer: Renderer, max_length: int | None, section: Mapping[str, Any], seed: int
+    examples: StreamedExamples,
+    renderer: Renderer,
+    max_length: int | None,
+    section: Mapping[str, Any],
+    seed: int,
+    shape: str = "text",
 ) -> PreparedData:
     """Return the rows as a stream of token rows; the ledger fills while they are read.
 
@@ -84,14 +90,16 @@ def tokenize_stream(
         max_length: tokens a row may have; None for no limit.
         section: the recipe's `data` section.
         seed: of the shuffling.
+        shape: of the rows, see `shapes.SHAPES`.
     """
     from datasets import Features, IterableDataset, List, Value
 
-    policy = Policy(max_length, section["overlong"], section["on_bad_row"] == "drop", section["min_supervised_tokens"])
+    drops = section["on_bad_row"] == "drop"
+    policy = Policy(max_length, section["overlong"], drops, section["min_supervised_tokens"], shape)
     aside = HeldOut(Fingerprints(), Fingerprints.of(examples.set_aside))
     account = Account()
 
-    def rows() -> Iterator[dict[str, list[int]]]:
+    def rows() -> Iterator[dict[str, Any]]:
         corpus = examples.sources[0].corpus
         usable = 0
         for place, found in corpus.looked():
@@ -100,9 +108,10 @@ def tokenize_stream(
                 if usable - 1 in corpus.held:
                     continue
             for row in entered(place, found, renderer, policy, aside, account):
-                yield {"input_ids": row.input_ids, "labels": row.labels}
+                yield row.columns()
 
-    features = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
+    types = {"tokens": List(Value("int32")), "bool": Value("bool")}
+    features = Features({name: types[kind] for name, kind in SHAPES[shape].columns.items()})
     stream = IterableDataset.from_generator(rows, features=features).shuffle(seed=seed, buffer_size=_SHUFFLED)
     validation = validation_table(examples.validation, renderer, policy)
     return PreparedData(stream, validation, examples.held_out, lambda: account.ledger(max_length) | {"streamed": True})

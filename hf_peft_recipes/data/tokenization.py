@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from hf_peft_recipes.data.corpus import SHOWN_BAD_ROWS, Corpus
 from hf_peft_recipes.data.formats import BadRowError, Example
-from hf_peft_recipes.data.rendering import IGNORED, Renderer, TokenRow
+from hf_peft_recipes.data.rendering import Renderer
+from hf_peft_recipes.data.shapes import SHAPES, Made, Row
 from hf_peft_recipes.errors import UserError
 
 Item = TypeVar("Item")
@@ -30,6 +31,12 @@ class Policy:
     overlong: str
     drops: bool
     min_supervised_tokens: int
+    shape: str = "text"
+    """Of the rows that are made, see `shapes`."""
+
+    def make(self, renderer: Renderer, examples: Sequence[Example]) -> list[Made]:
+        """Return what becomes of each example, in order."""
+        return SHAPES[self.shape].make(renderer, examples)
 
 
 @dataclass
@@ -116,7 +123,7 @@ Job = tuple[Corpus, Renderer, Policy, HeldOut, Path | None]
 """Corpus, renderer, policy, held-out rows, and the file to write; None keeps the token rows."""
 
 
-def tokenize_part(job: Job) -> tuple[Account, list[TokenRow]]:
+def tokenize_part(job: Job) -> tuple[Account, list[Row]]:
     """Return the account of one corpus, with its token rows where no file was named.
 
     Args:
@@ -128,11 +135,11 @@ def tokenize_part(job: Job) -> tuple[Account, list[TokenRow]]:
     corpus, renderer, policy, held_out, path = job
     account = Account()
     pieces = _pieces(corpus, renderer, policy, held_out, account)
-    rows: list[TokenRow] = []
+    rows: list[Row] = []
     if path is None:
         rows = list(pieces)
     else:
-        _write(path, pieces)
+        _write(path, pieces, SHAPES[policy.shape].columns)
     number = account.reasons.total()
     if account.shown and not policy.drops:
         more = f"; and more, {number} in all" if number > len(account.shown) else ""
@@ -140,10 +147,8 @@ def tokenize_part(job: Job) -> tuple[Account, list[TokenRow]]:
     return account, rows
 
 
-def _pieces(
-    corpus: Corpus, renderer: Renderer, policy: Policy, held_out: HeldOut, account: Account
-) -> Iterator[TokenRow]:
-    """Yield every token row that is trained on, entering each example's fate in the account."""
+def _pieces(corpus: Corpus, renderer: Renderer, policy: Policy, held_out: HeldOut, account: Account) -> Iterator[Row]:
+    """Yield every row that is trained on, entering each example's fate in the account."""
     for placed in _batches(corpus.placed(), _BATCH):
         kept = []
         for place, example in placed:
@@ -154,45 +159,46 @@ def _pieces(
             if found := held_out.given.find(example):
                 account.same[found] += 1
                 account.same_shown = [*account.same_shown, place][:SHOWN_BAD_ROWS]
-        made = renderer.rows([example for _, example in kept])
-        for (place, _), row in zip(kept, made, strict=True):
-            if isinstance(row, BadRowError):
-                account.reasons[str(row)] += 1
+        for (place, _), made in zip(kept, policy.make(renderer, [example for _, example in kept]), strict=True):
+            if isinstance(made, BadRowError):
+                account.reasons[str(made)] += 1
                 if len(account.shown) < SHOWN_BAD_ROWS:
-                    account.shown.append(f"{place}: {row}")
-            else:
+                    account.shown.append(f"{place}: {made}")
+                continue
+            for row in made:
                 yield from _cut_and_counted(place, row, policy, account)
 
 
 def entered(
     place: str, found: Example | str, renderer: Renderer, policy: Policy, held_out: HeldOut, account: Account
-) -> Iterator[TokenRow]:
-    """Yield the token rows of one row of a stream, entering its fate in the account.
+) -> Iterator[Row]:
+    """Yield what is trained on of one row of a stream, entering its fate in the account.
 
     Raises:
         UserError: a bad row, where those are not dropped.
     """
-    row: TokenRow | BadRowError | str = found if isinstance(found, str) else renderer.rows([found])[0]
-    if not isinstance(row, TokenRow):
+    made = found if isinstance(found, str) else policy.make(renderer, [found])[0]
+    if isinstance(made, (str, BadRowError)):
         if not policy.drops:
-            raise UserError(f"{place}: {row} (`--on_bad_row drop` leaves bad rows out, counted)")
-        account.reasons[str(row)] += 1
+            raise UserError(f"{place}: {made} (`--on_bad_row drop` leaves bad rows out, counted)")
+        account.reasons[str(made)] += 1
     elif isinstance(found, Example) and held_out.set_aside.find(found):
         account.reasons[SAME] += 1
     else:
-        yield from _cut_and_counted(place, row, policy, account)
+        for row in made:
+            yield from _cut_and_counted(place, row, policy, account)
 
 
-def _cut_and_counted(place: str, row: TokenRow, policy: Policy, account: Account) -> Iterator[TokenRow]:
-    length, limit = len(row.input_ids), policy.max_length
+def _cut_and_counted(place: str, row: Row, policy: Policy, account: Account) -> Iterator[Row]:
+    length, limit = row.length, policy.max_length
     too_long = limit is not None and length > limit
     if too_long and policy.overlong == "error":
         raise UserError(f"{place}: the row has {length} tokens and max_length is {limit} (data.overlong: error)")
     if too_long and policy.overlong == "drop":
         account.reasons["too long for max_length"] += 1
         return
-    pieces = _cut(row, limit, policy.overlong) if limit is not None and too_long else [row]
-    counted = [(piece, len(piece.labels) - piece.labels.count(IGNORED)) for piece in pieces]
+    pieces = row.cut(limit, policy.overlong == "split") if limit is not None and too_long else [row]
+    counted = [(piece, piece.supervised) for piece in pieces]
     total = sum(number for _, number in counted)
     if total < policy.min_supervised_tokens:
         within = " within max_length" if too_long else ""
@@ -205,25 +211,21 @@ def _cut_and_counted(place: str, row: TokenRow, policy: Policy, account: Account
     for piece, number in counted:
         # A piece of a long prompt teaches nothing, and costs as much as any other.
         if number:
-            account.lengths[len(piece.input_ids)] += 1
+            account.lengths[piece.length] += 1
             account.supervised[number] += 1
             yield piece
 
 
-def _cut(row: TokenRow, limit: int, overlong: str) -> list[TokenRow]:
-    starts = range(0, len(row.input_ids), limit) if overlong == "split" else [0]
-    return [TokenRow(row.input_ids[start : start + limit], row.labels[start : start + limit]) for start in starts]
-
-
-def _write(path: Path, rows: Iterator[TokenRow]) -> None:
+def _write(path: Path, rows: Iterator[Row], columns: Mapping[str, str]) -> None:
     """Write the rows as an Arrow stream, which `datasets` maps into memory as it is."""
     import pyarrow
 
-    schema = pyarrow.schema([(name, pyarrow.list_(pyarrow.int32())) for name in ("input_ids", "labels")])
+    types = {"tokens": pyarrow.list_(pyarrow.int32()), "bool": pyarrow.bool_()}
+    schema = pyarrow.schema([(name, types[kind]) for name, kind in columns.items()])
     with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, schema) as stream:
         for some in _batches(rows, 1000):
-            columns = [[row.input_ids for row in some], [row.labels for row in some]]
-            arrays = [pyarrow.array(column, schema.field(0).type) for column in columns]
+            tables = [row.columns() for row in some]
+            arrays = [pyarrow.array([row[field.name] for row in tables], field.type) for field in schema]
             stream.write_batch(pyarrow.record_batch(arrays, schema=schema))
 
 

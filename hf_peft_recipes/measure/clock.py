@@ -152,17 +152,25 @@ def count_batch(batch: Any) -> torch.Tensor:
 
     Args:
         batch: what the model is fed: `input_ids` of (rows, positions), with `position_ids` that begin again at every
-            document, or an `attention_mask` of the same size; `labels`, where there are any.
+            document, or an `attention_mask` of the same size; `labels` or `completion_mask`, where there are any; or
+            all of these twice, as `chosen_…` and `rejected_…`.
     """
+    if "input_ids" not in batch:
+        # The two sides of pairs, each a batch of its own.
+        sides = [
+            {name.removeprefix(side): value for name, value in batch.items() if name.startswith(side)}
+            for side in ("chosen_", "rejected_")
+        ]
+        return torch.stack([count_batch(side) for side in sides]).sum(0)
     ids, mask, positions = batch["input_ids"], batch.get("attention_mask"), batch.get("position_ids")
     if mask is None or mask.dim() != 2:
         mask = torch.ones_like(ids)
     if positions is None:
         positions = mask.cumsum(-1) - 1
     real = mask.bool()
-    labels = batch.get("labels")
+    learned = batch["labels"] != -100 if "labels" in batch else batch.get("completion_mask", torch.zeros_like(ids))
     # The first token of a row has no one to predict it.
-    supervised = (labels[:, 1:] != -100).sum() if labels is not None else real.sum() * 0
+    supervised = learned[:, 1:].sum()
     # The squares are the sums of odd numbers.
     return torch.stack(
         [real.sum(), supervised, ((positions == 0) & real).sum(), ((2 * positions + 1) * real).sum()]

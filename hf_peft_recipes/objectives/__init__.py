@@ -4,36 +4,49 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from hf_peft_recipes.data import PreparedData
-from hf_peft_recipes.errors import UserError, did_you_mean
-
-OBJECTIVES = {"sft": "hf_peft_recipes.objectives.sft"}
-"""Objective to its module, imported when it is asked for."""
+from hf_peft_recipes.spec.objectives import objective_facts
 
 
 class Objective(Protocol):
-    """What every file of this folder offers."""
+    """What every file of this folder offers that is named after an objective."""
 
     TASK_TYPE: str
+    PACKS: bool
+    """Whether rows of tokens can be packed, which the faster paths through the model are made for."""
 
     def model_class(self) -> Any:
         """Return the transformers class that loads the base."""
 
-    def build_trainer(
-        self, model: Any, tokenizer: Any, data: PreparedData, arguments: dict[str, Any], callbacks: list[Any]
-    ) -> Any:
-        """Return the TRL trainer, ready to train."""
-
     def training_arguments(self, arguments: dict[str, Any]) -> Any:
-        """Return the config object that the trainer takes."""
+        """Return the config object that the trainer takes.
+
+        Raises:
+            UserError: upstream refuses a value.
+        """
+
+    def build_trainer(
+        self, model: Any, tokenizer: Any, data: PreparedData, arguments: Any, callbacks: list[Any]
+    ) -> Any:
+        """Return the trainer, ready to train.
+
+        Args:
+            model: with its adapter, or to be trained whole.
+            tokenizer: of the model.
+            data: rows of the objective's shape, see `data.shapes`.
+            arguments: as `training_arguments` makes them.
+            callbacks: of transformers' Trainer.
+
+        Raises:
+            UserError: upstream refuses the combination.
+        """
 
 
 def find_objective(name: str) -> Objective:
-    """Return the objective `name`.
+    """Return the objective `name`, its module imported.
 
     Raises:
         UserError: there is none of that name.
     """
-    if name not in OBJECTIVES:
-        raise UserError(f"unknown objective {name!r}{did_you_mean(name, OBJECTIVES)}")
-    module: Any = import_module(OBJECTIVES[name])
+    objective_facts(name)
+    module: Any = import_module(f"hf_peft_recipes.objectives.{name}")
     return module

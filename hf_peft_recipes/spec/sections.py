@@ -30,7 +30,7 @@ HOUSE_FIELDS: dict[str, dict[str, Field]] = {
     },
     "evaluation": {
         "split": Field("str"),  # the held-out split; null takes test, else validation
-        "task": Field("str"),  # auto | classification | exact_match | text
+        "task": Field("str"),  # auto | classification | exact_match | text | preference | judged
         "max_rows": Field("int"),  # held-out rows scored; null takes all, 0 none
         "max_new_tokens": Field("int"),  # null: as many as the longest reference has
         "batch_size": Field("int"),  # rows generated at a time
@@ -51,7 +51,7 @@ CHOICES: dict[Path, tuple[str, ...]] = {
     ("data", "loss_on"): ("auto", "assistant", "last_turn", "completion", "all"),
     ("data", "overlong"): ("split", "truncate", "drop", "error"),
     ("data", "on_bad_row"): ("error", "drop"),
-    ("evaluation", "task"): ("auto", "classification", "exact_match", "text"),
+    ("evaluation", "task"): ("auto", "classification", "exact_match", "text", "preference", "judged"),
 }
 
 ROLES = (

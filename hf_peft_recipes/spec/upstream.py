@@ -11,11 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from hf_peft_recipes.errors import UserError, did_you_mean
-
-CONFIG_CLASSES = {
-    "sft": "trl.trainer.sft_config.SFTConfig",
-}
-"""Objective to the class whose keyword arguments its `training` section holds."""
+from hf_peft_recipes.spec.objectives import objective_facts
 
 QUANTIZATION_CLASS = "transformers.utils.quantization_config.BitsAndBytesConfig"
 
@@ -42,9 +38,7 @@ def training_fields(objective: str) -> dict[str, Field]:
     Raises:
         UserError: there is no such objective.
     """
-    if objective not in CONFIG_CLASSES:
-        raise UserError(f"unknown objective {objective!r}{did_you_mean(objective, CONFIG_CLASSES)}")
-    return class_fields(CONFIG_CLASSES[objective])
+    return class_fields(objective_facts(objective).config_class)
 
 
 def adapter_fields(peft_type: str) -> dict[str, Field]:

@@ -1,0 +1,102 @@
+"""Held-out rows scored one by one, by the task that they are: so several processes can each score a share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hf_peft_recipes.data import Example, Renderer
+from hf_peft_recipes.evaluation.losses import row_losses
+from hf_peft_recipes.evaluation.scores import RowScore
+from hf_peft_recipes.generation import generate
+from hf_peft_recipes.scorers.label import normalized
+
+MAX_CLASSES = 20
+"""More different answers than this are no classification."""
+_ROWS_PER_CLASS = 5
+_EXACT_ANSWER_CHARACTERS = 32
+_ANSWERED = ("classification", "exact_match")
+"""Tasks for which the model has to write answers."""
+
+
+def find_task(examples: Sequence[Example], task: str) -> str:
+    """Return how the examples are scored: `classification`, `exact_match`, `preference`, `judged` or `text`.
+
+    The last is by loss and perplexity alone.
+
+    Args:
+        examples: held-out rows.
+        task: the recipe's word; `auto` looks at the answers: pairs and judged ones are told as such, a few that recur
+            are labels, short ones are matched.
+    """
+    if task != "auto":
+        return task
+    if any(example.rejected for example in examples):
+        return "preference"
+    if any(example.label is not None for example in examples):
+        return "judged"
+    references = [example.reference for example in examples]
+    if not references or any(reference is None for reference in references):
+        return "text"
+    answers = [str(reference) for reference in references]
+    if max(map(len, answers)) > _EXACT_ANSWER_CHARACTERS:
+        return "text"
+    classes = {normalized(answer) for answer in answers}
+    if 2 <= len(classes) <= MAX_CLASSES and len(answers) >= _ROWS_PER_CLASS * len(classes):
+        return "classification"
+    return "exact_match"
+
+
+def score_rows(
+    model: Any,
+    renderer: Renderer,
+    examples: Sequence[Example],
+    task: str,
+    section: Mapping[str, Any],
+    stop_ids: Sequence[int],
+    max_length: int | None,
+) -> list[RowScore]:
+    """Return the score of every example, in order.
+
+    Args:
+        model: a causal language model.
+        renderer: made for the model's tokenizer.
+        examples: held-out rows.
+        task: as `find_task` returns it; only labels and answers to match are generated.
+        section: the recipe's `evaluation` section.
+        stop_ids: ids that end an answer.
+        max_length: tokens of a row beyond this are not scored; None for all.
+    """
+    losses = row_losses(model, renderer, examples, max_length)
+    answers: list[str | None] = [None] * len(examples)
+    if task in _ANSWERED and examples:
+        tokenizer = renderer.tokenizer
+        produced = generate(
+            model,
+            [renderer.prompt(example) for example in examples],
+            stop_ids,
+            tokenizer.pad_token_id,
+            answer_tokens(tokenizer, examples, section),
+            section["batch_size"],
+        )
+        answers = [text.strip() for text in tokenizer.batch_decode(produced, skip_special_tokens=True)]
+    scores = [
+        RowScore(loss, tokens, answer, example.reference, wanted=example.label)
+        for (loss, tokens), answer, example in zip(losses, answers, examples, strict=True)
+    ]
+    if task != "preference":
+        return scores
+    refused = row_losses(model, renderer, [example.refused for example in examples], max_length)
+    return [replace(score, rejected=loss) for score, loss in zip(scores, refused, strict=True)]
+
+
+def answer_tokens(tokenizer: Any, examples: Sequence[Example], section: Mapping[str, Any]) -> int:
+    """Return how many tokens an answer may have: as the recipe says, or as the longest reference has.
+
+    Args:
+        tokenizer: of the model.
+        examples: held-out rows, one at the least.
+        section: the recipe's `evaluation` section.
+    """
+    longest = max(len(tokenizer(str(example.reference)).input_ids) for example in examples)
+    # One more for the end token, and one for a space that begins the answer.
+    return int(section["max_new_tokens"] or longest + 2)
