@@ -71,6 +71,8 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     model = _model(recipe, request, objective, tokenized.renderer.tokenizer)
     if data.validation is None:
         arguments.eval_strategy = type(arguments.eval_strategy)("no")
+    # Before a trainer adds a copy to compare with.
+    parameters = models.count_parameters(model)
     clock = StepClock(phases)
     callbacks = [TrainingProof(), clock, *request.callbacks]
     trainer = objective.build_trainer(model, tokenized.renderer.tokenizer, data, arguments, callbacks)
@@ -85,9 +87,7 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     faster = objective.PACKS and recipe.value("speed") != "off"
     speed = speed_up(model, detect_device().kind) if faster else []
     phases.lap("load")
-    return Prepared(
-        trainer, model, tokenized.renderer, tokenized.checks, data, speed, models.count_parameters(model), world, phases
-    )
+    return Prepared(trainer, model, tokenized.renderer, tokenized.checks, data, speed, parameters, world, phases)
 
 
 def _keep_longest(trainer: Any, data: PreparedData, renderer: Renderer, scored: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import FAST
@@ -10,6 +11,7 @@ from hf_peft_recipes import get_recipe
 from hf_peft_recipes.data.rendering import IGNORED, TokenRow
 from hf_peft_recipes.data.shapes import Judged, Pair
 from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.evaluation.metrics import judged_metrics
 from hf_peft_recipes.objectives.collation import JudgedCollator, PairCollator, SideCollator
 
 PAIRED = ("dpo", "orpo", "cpo", "simpo")
@@ -75,13 +77,13 @@ def test_settings_that_mean_nothing_for_pairs_are_refused(setting, told, tmp_pat
 
 
 def test_a_completion_may_have_several_turns_and_users_words_do_not_count():
-    prompt = [{"role": "user", "content": "one"}]
-    chosen = [
-        {"role": "assistant", "content": "two"}, {"role": "user", "content": "three"},
-        {"role": "assistant", "content": "four"},
-    ]  # fmt: skip
+    def turn(role, content):
+        return {"role": role, "content": content}
+
+    chosen = [turn("assistant", "two"), turn("user", "three"), turn("assistant", "four")]
     rows = [
-        {"prompt": prompt, "chosen": chosen, "rejected": [{"role": "assistant", "content": f"{at}"}]} for at in range(9)
+        {"prompt": [turn("user", f"one {at}")], "chosen": chosen, "rejected": [turn("assistant", "five")]}
+        for at in range(9)
     ]
     trainer = get_recipe("dpo", dataset=rows, **FAST).build_trainer()
     row = trainer.train_dataset[0]
@@ -95,7 +97,7 @@ def test_a_completion_may_have_several_turns_and_users_words_do_not_count():
 def test_every_preference_objective_beats_its_base(objective, tmp_path):
     result = get_recipe(objective, max_steps=40, certify="off").train(tmp_path / "out", progress=False)
     before, after = result.record["metrics"]["before"], result.record["metrics"]["after"]
-    metric = "reward_accuracy" if objective == "kto" else "preference_accuracy"
+    metric = "reward_auc" if objective == "kto" else "preference_accuracy"
     assert after[metric] > max(before.get(metric, 0.5), 0.5) + 0.2, (before, after)
     assert after["reward_margin"] > 0
     low, _ = result.record["metrics"]["intervals"]["after"][metric]
@@ -140,3 +142,17 @@ def _log_probabilities(folder, batch, adapter=True):
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
     said = logits.log_softmax(-1).gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
     return (said * batch["completion_mask"][:, 1:]).sum(1)
+
+
+def test_the_area_under_the_curve_is_scikit_learns():
+    from sklearn.metrics import roc_auc_score
+
+    random = np.random.default_rng(0)
+    gains, wanted = random.normal(size=40).round(1), random.random(40) < 0.4
+    chosen = random.integers(0, 40, size=(20, 40))
+    counts = np.array([np.bincount(some, minlength=40) for some in chosen])
+    found = judged_metrics(gains, wanted, counts)
+    expected = [roc_auc_score(wanted[some], gains[some]) for some in chosen]
+    assert found["reward_auc"] == pytest.approx(expected)
+    differences = [gains[some][wanted[some]].mean() - gains[some][~wanted[some]].mean() for some in chosen]
+    assert found["reward_margin"] == pytest.approx(differences)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_peft_recipes.card.publication import Publication
+from hf_peft_recipes.spec.objectives import OBJECTIVES
 
 GIB, MIB = 2**30, 2**20
 Row = tuple[str, ...]
@@ -20,7 +21,6 @@ _ROWS_OF = {
     "text_label": "labelled texts",
     "text": "texts",
 }
-_OBJECTIVES = {"sft": "supervised fine-tuning"}
 
 
 def summary(record: Mapping[str, Any], recipe: Mapping[str, Any], publication: Publication) -> str:
@@ -34,7 +34,7 @@ def summary(record: Mapping[str, Any], recipe: Mapping[str, Any], publication: P
         "quantized": f"{base}, fine-tuned with {_article(method).lower()} {method} adapter, merged and quantised",
     }[publication.relation]
     objective = record["objective"]
-    how = _OBJECTIVES.get(objective, f"the objective `{objective}`")
+    how = OBJECTIVES[objective].title if objective in OBJECTIVES else f"the objective `{objective}`"
     data = record["data"]
     kept = data["ledger"]["rows"]["kept"]
     rows = _ROWS_OF.get(data["format"], "pairs of prompt and completion")

@@ -3,24 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hf_peft_recipes.metric_facts import DEFINITIONS, LOWER_IS_BETTER, SHARES, TASK_METRICS
+
 Row = tuple[str, ...]
-
-SHARES = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "exact_match")
-"""Metrics that are shares of 1, and better when higher; the others are better when lower."""
-
-TASK_METRICS = ("accuracy", "exact_match")
-"""What a task is about, one a task; plain text has none."""
-
-_DEFINITIONS = {
-    "loss": "mean negative log-likelihood of the tokens of the answers, in nats a token; lower is better",
-    "perplexity": "e to the power of the loss; lower is better",
-    "accuracy": "share of rows whose generated answer names the reference's label and nothing else, whatever its case "
-    "and the marks around it",
-    "macro_f1": "F1 of each label, averaged over labels; a ratio without cases counts as 0",
-    "macro_precision": "precision of each label, averaged over labels",
-    "macro_recall": "recall of each label, averaged over labels",
-    "exact_match": "share of rows whose generated answer is the reference but for white space",
-}
 
 
 def metric_rows(metrics: Mapping[str, Any]) -> list[Row]:
@@ -40,7 +25,7 @@ def metric_rows(metrics: Mapping[str, Any]) -> list[Row]:
 def definitions(record: Mapping[str, Any]) -> list[Row]:
     """Return `(metric, what it is)`."""
     names = _ordered(record["metrics"])
-    texts = dict(_DEFINITIONS)
+    texts = dict(DEFINITIONS)
     if record["data"]["format"] == "text":
         texts["loss"] = texts["loss"].replace("the tokens of the answers", "all tokens of the texts")
     return [(name.replace("_", " "), texts[name]) for name in names if name in texts]
@@ -75,7 +60,7 @@ def _change(metrics: Mapping[str, Any], name: str) -> tuple[bool, str]:
     label = name.replace("_", " ").capitalize()
     if before == after:
         return False, f"{label} stayed at {_figure(name, after)}."
-    better = after > before if name in SHARES else after < before
+    better = after < before if name in LOWER_IS_BETTER else after > before
     went = f"{label} went from {_figure(name, before)} to {_figure(name, after)}"
     intervals = metrics.get("intervals", {})
     sides = [intervals.get(side, {}).get(name) for side in ("before", "after")]

@@ -41,5 +41,6 @@ def tokenize(
     shape: str = "text",
 ) -> PreparedData:
     """Return the rows as tokens, see `tokenize_data` and `tokenize_stream`."""
-    make = tokenize_stream if isinstance(examples, StreamedExamples) else tokenize_data
-    return make(examples, renderer, max_length, data, seed, shape)
+    if isinstance(examples, StreamedExamples):
+        return tokenize_stream(examples, renderer, max_length, data, seed, shape)
+    return tokenize_data(examples, renderer, max_length, data, seed, shape)

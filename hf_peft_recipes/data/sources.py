@@ -195,8 +195,7 @@ def _from_hub(name: str, near: Sequence[str]) -> RawData:
             f"data set {name!r}: the Hub cannot be asked for that revision, and what is cached is another one, "
             f"{builder.hash}"
         )
-    raw = _from_object(builder.as_dataset())
-    return RawData(name, raw.splits, raw.fingerprint)
+    return _from_object(builder.as_dataset(), name)
 
 
 def _commit(repository: str, revision: str) -> str | None:

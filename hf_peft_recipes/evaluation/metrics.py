@@ -38,6 +38,12 @@ def summarize(
         # Resampling rows is drawing the cells of the table with their frequencies.
         drawn = random.multinomial(len(scores), table.ravel() / table.sum(), size=samples)
         resampled |= classification_metrics(drawn.reshape(samples, *table.shape))
+    wanted = numpy.array([score.wanted is True for score in scores])
+    if task == "judged" and base is not None and wanted.any() and not wanted.all():
+        counts = numpy.array([numpy.bincount(some, minlength=len(scores)) for some in chosen])
+        gains, once = _gains(scores, base), numpy.ones((1, len(scores)))
+        values |= {name: float(value[0]) for name, value in judged_metrics(gains, wanted, once).items()}
+        resampled |= judged_metrics(gains, wanted, counts)
     for name, by_row in _BY_ROW.get(task, _nothing)(scores, base).items():
         values[name], resampled[name] = float(by_row.mean()), by_row[chosen].mean(1)
     intervals = {
@@ -84,24 +90,34 @@ def _preference(scores: Sequence[RowScore], base: Sequence[RowScore] | None) -> 
     return found
 
 
-def _judged(scores: Sequence[RowScore], base: Sequence[RowScore] | None) -> dict[str, Any]:
-    """Return by row, beside the base, whether the answer has become likelier where it is wanted, else less likely."""
-    if base is None:
-        return {}
-    gains = [
-        before.negative_log_likelihood - score.negative_log_likelihood
-        for score, before in zip(scores, base, strict=True)
-    ]
-    signs = [1.0 if score.wanted else -1.0 for score in scores]
-    rewards = numpy.array(gains) * numpy.array(signs)
-    return {"reward_accuracy": (rewards > 0).astype(float), "reward_margin": rewards}
+def judged_metrics(gains: Any, wanted: Any, counts: Any) -> dict[str, Any]:
+    """Return, for n choices of rows, how well gains tell wanted answers from the others: AUC and difference of means.
+
+    Args:
+        gains: of shape (rows,), by how many nats each answer became likelier.
+        wanted: booleans of shape (rows,).
+        counts: of shape (n, rows), how often each row is chosen.
+    """
+    good, bad = counts[:, wanted], counts[:, ~wanted]
+    above = (gains[wanted, None] > gains[None, ~wanted]) + 0.5 * (gains[wanted, None] == gains[None, ~wanted])
+    numbers = numpy.maximum(good.sum(1), 1), numpy.maximum(bad.sum(1), 1)
+    return {
+        "reward_auc": ((good @ above) * bad).sum(1) / (numbers[0] * numbers[1]),
+        "reward_margin": good @ gains[wanted] / numbers[0] - bad @ gains[~wanted] / numbers[1],
+    }
+
+
+def _gains(scores: Sequence[RowScore], base: Sequence[RowScore]) -> Any:
+    """Return by how many nats each answer became likelier than the base has it."""
+    pairs = zip(scores, base, strict=True)
+    return numpy.array([before.negative_log_likelihood - score.negative_log_likelihood for score, before in pairs])
 
 
 def _nothing(scores: Sequence[RowScore], base: Sequence[RowScore] | None) -> dict[str, Any]:
     return {}
 
 
-_BY_ROW = {"exact_match": _exact_match, "preference": _preference, "judged": _judged}
+_BY_ROW = {"exact_match": _exact_match, "preference": _preference}
 """Task to what gives its metrics' values row by row; each metric is their mean."""
 
 

@@ -45,6 +45,9 @@ def build_trainer(model: Any, tokenizer: Any, data: PreparedData, arguments: Any
     """Return TRL's trainer, ready to train; see `Objective`."""
     # Upstream keeps the columns with its own collator only.
     arguments.remove_unused_columns = False
-    return make_trainer(
+    trainer = make_trainer(
         _Trainer, model, tokenizer, data, arguments, callbacks, data_collator=SideCollator(tokenizer.pad_token_id)
     )
+    # Upstream warns at every batch of a collator that is not its own; this one gives the same columns.
+    trainer.use_dpo_data_collator = True
+    return trainer

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hf_peft_recipes.metric_facts import SHARES
+
 GIB = 2**30
-_PERCENT = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "exact_match")
 
 
 def metrics_table(metrics: Mapping[str, Any], title: str) -> Any:
@@ -27,7 +28,7 @@ def metrics_table(metrics: Mapping[str, Any], title: str) -> Any:
     table.add_column("after", justify="right")
     for name in metrics["after"]:
         sides = [
-            _figure(name, metrics[side][name], metrics["intervals"][side][name]) if metrics[side] else "-"
+            _figure(name, metrics[side][name], metrics["intervals"][side][name]) if name in metrics[side] else "-"
             for side in ("before", "after")
         ]
         table.add_row(name.replace("_", " "), *sides)
@@ -93,7 +94,7 @@ def _size(number: int) -> str:
 
 
 def _value(name: str, value: float) -> str:
-    return ("{:.1%}" if name in _PERCENT else "{:,.4g}").format(value)
+    return ("{:.1%}" if name in SHARES else "{:,.4g}").format(value)
 
 
 def _figure(name: str, value: float, interval: tuple[float, float]) -> str:

@@ -13,15 +13,21 @@ class ObjectiveFacts:
     """Whose keyword arguments the `training` section holds."""
     shape: str
     """Of the rows that are trained on, see `data.shapes`."""
+    title: str
+    """What people call it."""
 
 
 OBJECTIVES = {
-    "sft": ObjectiveFacts("trl.trainer.sft_config.SFTConfig", "text"),
-    "pretrain": ObjectiveFacts("trl.trainer.sft_config.SFTConfig", "plain"),
-    "dpo": ObjectiveFacts("trl.trainer.dpo_config.DPOConfig", "pairs"),
-    "kto": ObjectiveFacts("trl.trainer.kto_config.KTOConfig", "judged"),
-    "orpo": ObjectiveFacts("trl.experimental.orpo.orpo_config.ORPOConfig", "pairs"),
-    "cpo": ObjectiveFacts("trl.experimental.cpo.cpo_config.CPOConfig", "pairs"),
+    "sft": ObjectiveFacts("trl.trainer.sft_config.SFTConfig", "text", "supervised fine-tuning"),
+    "pretrain": ObjectiveFacts("trl.trainer.sft_config.SFTConfig", "plain", "continued pretraining"),
+    "dpo": ObjectiveFacts("trl.trainer.dpo_config.DPOConfig", "pairs", "direct preference optimisation (DPO)"),
+    "kto": ObjectiveFacts("trl.trainer.kto_config.KTOConfig", "judged", "Kahneman-Tversky optimisation (KTO)"),
+    "orpo": ObjectiveFacts(
+        "trl.experimental.orpo.orpo_config.ORPOConfig", "pairs", "odds-ratio preference optimisation (ORPO)"
+    ),
+    "cpo": ObjectiveFacts(
+        "trl.experimental.cpo.cpo_config.CPOConfig", "pairs", "contrastive preference optimisation (CPO)"
+    ),
 }
 """Objectives by name; the module of the same name in `objectives/` trains them."""
 
