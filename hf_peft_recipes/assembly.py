@@ -25,6 +25,7 @@ from hf_peft_recipes.proof import TrainingProof
 from hf_peft_recipes.report.progress import Progress
 from hf_peft_recipes.rows import tokenize
 from hf_peft_recipes.spec import ResolvedRecipe
+from hf_peft_recipes.spec.objectives import objective_facts
 from hf_peft_recipes.speed import speed_up
 
 
@@ -84,7 +85,7 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     trainer.remove_callback(PrinterCallback)
     if world.is_main and request.progress:
         trainer.add_callback(Progress(lambda: phases.peak_memory_bytes("train") or 0))
-    faster = objective.PACKS and recipe.value("speed") != "off"
+    faster = objective_facts(recipe.objective).packs and recipe.value("speed") != "off"
     speed = speed_up(model, detect_device().kind) if faster else []
     phases.lap("load")
     return Prepared(trainer, model, tokenized.renderer, tokenized.checks, data, speed, parameters, world, phases)

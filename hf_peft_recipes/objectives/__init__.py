@@ -11,8 +11,6 @@ class Objective(Protocol):
     """What every file of this folder offers that is named after an objective."""
 
     TASK_TYPE: str
-    PACKS: bool
-    """Whether rows of tokens can be packed, which the faster paths through the model are made for."""
 
     def model_class(self) -> Any:
         """Return the transformers class that loads the base."""

@@ -13,7 +13,6 @@ from hf_peft_recipes.objectives.dpo import reference_of
 from hf_peft_recipes.objectives.trainers import Cardless, make_arguments, make_trainer
 
 TASK_TYPE = "CAUSAL_LM"
-PACKS = False
 
 
 class _Trainer(Cardless, KTOTrainer):

@@ -14,7 +14,6 @@ from hf_peft_recipes.objectives.collation import SideCollator
 from hf_peft_recipes.objectives.trainers import Cardless, make_arguments, make_trainer
 
 TASK_TYPE = "CAUSAL_LM"
-PACKS = False
 
 
 class _Trainer(Cardless, ORPOTrainer):

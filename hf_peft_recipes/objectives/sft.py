@@ -9,7 +9,6 @@ from hf_peft_recipes.data import PreparedData
 from hf_peft_recipes.objectives.trainers import Cardless, make_arguments, make_trainer
 
 TASK_TYPE = "CAUSAL_LM"
-PACKS = True
 
 
 class _Trainer(Cardless, SFTTrainer):

@@ -14,6 +14,7 @@ from hf_peft_recipes.plan.configs import read_quantization
 from hf_peft_recipes.plan.held_out import HeldOut
 from hf_peft_recipes.plan.shapes import ARCHITECTURES, Tensor, four_bit_bytes
 from hf_peft_recipes.spec import ResolvedRecipe
+from hf_peft_recipes.spec.objectives import OBJECTIVES, objective_facts
 
 # It looks at data, and brings along what reads them.
 if TYPE_CHECKING:
@@ -209,8 +210,11 @@ def make_job(
         stored: type that the base's files hold, None where it is as the config says.
 
     Raises:
-        UserError: a number of devices below 1, or a sharding that is not known.
+        UserError: a number of devices below 1, a sharding that is not known, or an objective that is not planned.
     """
+    if not objective_facts(recipe.objective).packs:
+        planned = ", ".join(name for name, facts in OBJECTIVES.items() if facts.packs)
+        raise UserError(f"there is no plan of {recipe.objective} yet, only of {planned}")
     if devices < 1:
         raise UserError(f"a plan for {devices} devices: at least 1 is needed")
     sharding = sharding or ("ddp" if devices > 1 else "none")

@@ -16,6 +16,11 @@ class ObjectiveFacts:
     title: str
     """What people call it."""
 
+    @property
+    def packs(self) -> bool:
+        """Whether rows can be packed, which the faster paths through a model and its plan are made for."""
+        return self.shape in ("text", "plain")
+
 
 OBJECTIVES = {
     "sft": ObjectiveFacts("trl.trainer.sft_config.SFTConfig", "text", "supervised fine-tuning"),
