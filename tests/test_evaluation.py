@@ -6,6 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
+from hf_peft_recipes.adapters import add_adapter
 from hf_peft_recipes.data import Example, Renderer
 from hf_peft_recipes.data.rendering import IGNORED
 from hf_peft_recipes.evaluation import RowScore, classification_metrics, confusion, find_task, score_rows, summarize
@@ -112,6 +113,19 @@ def test_scores_are_those_of_the_rows_alone(model, renderer):
         count = int((labels[:, 1:] != IGNORED).sum())
         assert score.tokens == count
         assert score.negative_log_likelihood == pytest.approx(loss * count, rel=1e-4)
+
+
+def test_virtual_tokens_move_no_target(renderer):
+    from transformers import AutoModelForCausalLM
+
+    base = load_base(AutoModelForCausalLM, {"dtype": "float32"}, None)
+    tuned = add_adapter(base, {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 5}, "CAUSAL_LM").eval()
+    rows = [example("short", "one"), example("a longer question", "two words")]
+    for row, score in zip(rows, score_rows(tuned, renderer, rows, "text", SECTION, [4], None), strict=True):
+        made = renderer.row(row)
+        labels = torch.tensor([made.labels])
+        loss = tuned(input_ids=torch.tensor([made.input_ids]), labels=labels, use_cache=False).loss.item()
+        assert score.negative_log_likelihood == pytest.approx(loss * score.tokens, rel=1e-4)
 
 
 def test_batched_answers_are_those_of_one_at_a_time(model, renderer):

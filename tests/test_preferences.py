@@ -95,7 +95,9 @@ def test_a_completion_may_have_several_turns_and_users_words_do_not_count():
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_preference_objective_beats_its_base(objective, tmp_path):
-    result = get_recipe(objective, max_steps=40, certify="off").train(tmp_path / "out", progress=False)
+    result = get_recipe(objective, max_steps=40, **{**FAST, "evaluation.max_rows": 100}).train(
+        tmp_path / "out", progress=False
+    )
     before, after = result.record["metrics"]["before"], result.record["metrics"]["after"]
     metric = "reward_auc" if objective == "kto" else "preference_accuracy"
     assert after[metric] > max(before.get(metric, 0.5), 0.5) + 0.2, (before, after)

@@ -93,3 +93,11 @@ def test_accelerate_configurations_are_read_by_accelerate(path):
     assert (
         load_config_from_file(str(path)).to_dict()["num_processes"] == yaml.safe_load(path.read_text())["num_processes"]
     )
+
+
+@pytest.mark.parametrize("name", ["prompt_tuning", "prefix_tuning"])
+def test_virtual_tokens_stand_before_every_row_and_no_packed_ones(name):
+    recipe = get_recipe(name)
+    assert recipe.resolved.value("training.packing") is False
+    # What has no packing is given none.
+    assert "packing" not in get_recipe(f"{name}+dpo").resolved.section("training")

@@ -107,8 +107,10 @@ def _batch_losses(model: Any, ids: torch.Tensor, labels: torch.Tensor, mask: tor
     if len(positions) == 0:
         return [(0.0, 0)] * len(ids)
     device = model.device
+    # Counted from the end: soft prompts add positions at the start.
+    kept = (positions - ids.shape[1]).to(device)
     logits = model(
-        input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, logits_to_keep=positions.to(device)
+        input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, logits_to_keep=kept
     ).logits
     wanted = targets[:, positions].to(device)
     # Rows of logits end to end: with the vocabulary in the middle cross entropy would make a copy of all of them first.

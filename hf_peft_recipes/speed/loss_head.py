@@ -4,6 +4,7 @@ TRL 1.16 never holds the full logits either, but where there is no Triton it sco
 thousand tokens' float32 logits several times over, and makes the logits once more on the way back.
 """
 
+import functools
 import inspect
 from typing import Any
 
@@ -29,6 +30,8 @@ def install(model: Any) -> bool:
     if not fused or not _is_plain(base):
         return False
 
+    # Generation looks up in the signature what the model takes.
+    @functools.wraps(upstream)
     def forward(*inputs: Any, **keywords: Any) -> Any:
         if not keywords.get("fused_lm_head") or keywords.get("shift_labels") is not None:
             return upstream(*inputs, **keywords)
