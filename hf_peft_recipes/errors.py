@@ -28,6 +28,10 @@ class UserError(RecipeError):
     exit_code = 2
 
 
+class UnplannedError(UserError):
+    """There is no plan of what was asked for; it can be run all the same."""
+
+
 class NotTrainedError(RecipeError):
     """Training ran, but tensors that should have been trained did not change, or frozen ones did."""
 

@@ -158,10 +158,3 @@ def test_the_area_under_the_curve_is_scikit_learns():
     assert found["reward_auc"] == pytest.approx(expected)
     differences = [gains[some][wanted[some]].mean() - gains[some][~wanted[some]].mean() for some in chosen]
     assert found["reward_margin"] == pytest.approx(differences)
-
-
-def test_what_is_not_planned_yet_is_said_and_trains_all_the_same():
-    recipe = get_recipe("dpo")
-    with pytest.raises(UserError, match="no plan of dpo yet"):
-        recipe.plan("H100")
-    assert get_recipe("dpo", device="H100").rehearse(None) is None

@@ -12,6 +12,7 @@ from conftest import FAST, ROOT
 
 from hf_peft_recipes import get_recipe, list_recipes, registry
 from hf_peft_recipes.device import KNOWN_DEVICES
+from hf_peft_recipes.errors import UnplannedError
 from hf_peft_recipes.spec import load_part, strict_yaml, upstream
 from hf_peft_recipes.spec.entries import leaves
 
@@ -101,3 +102,11 @@ def test_virtual_tokens_stand_before_every_row_and_no_packed_ones(name):
     assert recipe.resolved.value("training.packing") is False
     # What has no packing is given none.
     assert "packing" not in get_recipe(f"{name}+dpo").resolved.section("training")
+
+
+@pytest.mark.parametrize("name", ["dpo", "prompt_tuning", "vblora", "qdora"])
+def test_what_is_not_planned_yet_is_said_and_trains_all_the_same(name):
+    recipe = get_recipe(name, device="H100")
+    with pytest.raises(UnplannedError, match="no plan of"):
+        recipe.plan()
+    assert recipe.rehearse(None) is None

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from hf_peft_recipes import registry
 from hf_peft_recipes.api.runs import RunResult
 from hf_peft_recipes.device import Device, detect_device, named_device
-from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.errors import UnplannedError, UserError
 from hf_peft_recipes.spec import Override, ResolvedRecipe, compose, recipe_file, resolve, shown
-from hf_peft_recipes.spec.objectives import objective_facts
 
 # Rooms that only a run needs are imported where it begins: `list` and `show` are to be instant.
 if TYPE_CHECKING:
@@ -217,14 +216,18 @@ class Recipe:
             UserError: the run does not fit, or cannot begin at all; or the recipe holds objects, which do not go to
                 another process.
         """
-        planned = objective_facts(self.resolved.objective).packs
-        if wanted is False or (wanted is None and (self.device.kind != "cuda" or self.objects or not planned)):
+        if wanted is False or (wanted is None and (self.device.kind != "cuda" or self.objects)):
             return None
         if self.objects:
             raise UserError(f"a rehearsal runs in another process, and {next(iter(self.objects))} is an object here")
         from hf_peft_recipes.rehearsal import is_due, refusal, rehearse, shortened
 
-        plan = self.plan()
+        try:
+            plan = self.plan()
+        except UnplannedError:
+            if wanted:
+                raise
+            return None
         if wanted is None and not is_due(plan):
             return None
         resolved = self._for_run()

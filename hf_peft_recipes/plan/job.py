@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_peft_recipes.device import Device
-from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.errors import UnplannedError, UserError
 from hf_peft_recipes.plan.configs import read_quantization
 from hf_peft_recipes.plan.held_out import HeldOut
 from hf_peft_recipes.plan.shapes import ARCHITECTURES, Tensor, four_bit_bytes
@@ -210,11 +210,12 @@ def make_job(
         stored: type that the base's files hold, None where it is as the config says.
 
     Raises:
-        UserError: a number of devices below 1, a sharding that is not known, or an objective that is not planned.
+        UserError: a number of devices below 1, a sharding that is not known.
+        UnplannedError: the objective is not planned.
     """
     if not objective_facts(recipe.objective).packs:
         planned = ", ".join(name for name, facts in OBJECTIVES.items() if facts.packs)
-        raise UserError(f"there is no plan of {recipe.objective} yet, only of {planned}")
+        raise UnplannedError(f"there is no plan of {recipe.objective} yet, only of {planned}")
     if devices < 1:
         raise UserError(f"a plan for {devices} devices: at least 1 is needed")
     sharding = sharding or ("ddp" if devices > 1 else "none")
