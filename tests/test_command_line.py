@@ -23,8 +23,8 @@ def test_list(command):
     printed = command("list")
     assert printed.returncode == 0
     assert [line.split()[0] for line in printed.stdout.splitlines()] == list_recipes()
-    rows = json.loads(command("list", "*lora", "--json").stdout)
-    assert [row["name"] for row in rows] == ["lora", "qlora"]
+    rows = json.loads(command("list", "q*", "--json").stdout)
+    assert [row["name"] for row in rows] == ["qdora", "qlora"]
     assert {row["kind"] for row in rows} == {"method"}
 
 
@@ -73,7 +73,7 @@ def test_help_is_grouped(command):
 
 def test_shell_completion_offers_the_names():
     program = Path(sys.executable).with_name("hf-peft-recipes")
-    words = {"_HF_PEFT_RECIPES_COMPLETE": "complete_bash", "COMP_WORDS": "hf-peft-recipes show q", "COMP_CWORD": "2"}
+    words = {"_HF_PEFT_RECIPES_COMPLETE": "complete_bash", "COMP_WORDS": "hf-peft-recipes show ql", "COMP_CWORD": "2"}
     finished = subprocess.run([program], env={**os.environ, **words}, capture_output=True, text=True, check=False)
     assert finished.stdout.split() == ["qlora"]
 

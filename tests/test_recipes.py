@@ -12,6 +12,7 @@ from conftest import FAST, ROOT
 
 from hf_peft_recipes import get_recipe, list_recipes, registry
 from hf_peft_recipes.device import KNOWN_DEVICES
+from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.errors import UnplannedError
 from hf_peft_recipes.spec import load_part, strict_yaml, upstream
 from hf_peft_recipes.spec.entries import leaves
@@ -28,8 +29,15 @@ def test_resolves_on_every_device(name, device):
 @pytest.mark.parametrize("name", NAMES)
 def test_trains_two_steps(name, rows, tmp_path):
     # Pairs and judged answers are those of the embedded demo.
-    data = {"dataset": rows} if get_recipe(name).resolved.objective == "sft" else {}
-    result = get_recipe(name, **data, max_steps=2, **FAST).train(tmp_path / "out", progress=False)
+    data = {"dataset": rows if get_recipe(name).resolved.objective == "sft" else None}
+    small = {
+        "split": "train",
+        "evaluation.split": None,
+        "model": str(MODEL_DIR),
+        "max_steps": 2,
+        "gradient_accumulation_steps": 1,
+    }
+    result = get_recipe(name, **data, **small, **FAST).train(tmp_path / "out", progress=False)
     assert result.status == "done"
     assert len([point for point in result.record["loss_curve"] if "loss" in point]) == 2
 

@@ -22,7 +22,7 @@ def test_shipped_recipes_are_found_recursively():
 
 
 def test_pattern_selects():
-    assert list_recipes("*lora") == ["lora", "qlora"]
+    assert list_recipes("q*ora") == ["qdora", "qlora"]
     assert list_recipes("nothing*") == []
 
 
