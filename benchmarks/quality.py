@@ -30,7 +30,7 @@ from hf_peft_recipes.errors import RecipeError, UserError
 from hf_peft_recipes.fresh_process import run_verb
 from hf_peft_recipes.measure.facts import code_digest, commit_of
 from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE
-from hf_peft_recipes.spec import Override, load_part
+from hf_peft_recipes.spec import Override, kind_of
 
 SCHEMA_VERSION = 1
 OUT = Path(__file__).parent / "results" / "quality.jsonl"
@@ -78,8 +78,7 @@ def find_methods() -> list[str]:
         source = registry.find(name)
         return source.name, source.origin, source.read()
 
-    parts = {name: load_part(name, open_source) for name in list_recipes()}
-    return [name for name, part in parts.items() if part.is_method and not part.is_objective]
+    return [name for name in list_recipes() if kind_of(name, open_source) == "method"]
 
 
 def write_pretraining_text(folder: Path, rows: int = FORGETTING_ROWS) -> None:

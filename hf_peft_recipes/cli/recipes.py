@@ -11,7 +11,7 @@ from hf_peft_recipes.api import resolve_recipe
 from hf_peft_recipes.cli.flags import parse_flags
 from hf_peft_recipes.cli.printing import print_json, print_rich
 from hf_peft_recipes.errors import UserError
-from hf_peft_recipes.spec import load_part
+from hf_peft_recipes.spec import kind_of, load_part
 from hf_peft_recipes.spec.entries import SCALARS, SECTIONS
 
 
@@ -50,8 +50,7 @@ def list_command(
         if source.path is None:
             rows.append({"name": name, "kind": "registered", "summary": "", "origin": source.origin})
             continue
-        part = load_part(name, lambda word: _opened(word))
-        kind = "complete" if part.is_method and part.is_objective else "method" if part.is_method else "objective"
+        part, kind = load_part(name, _opened), kind_of(name, _opened)
         rows.append({"name": name, "kind": kind, "summary": part.summary, "origin": source.origin})
     if as_json:
         print_json(rows)

@@ -131,6 +131,22 @@ def compose(name: str, lookup: Lookup, exact: bool = False) -> Composition:
     return _merge(_canonical(lines), parts, exact)
 
 
+def kind_of(name: str, lookup: Lookup) -> str:
+    """Return whether a recipe is a `method`, an `objective`, or `complete`, by what it and its ancestors say.
+
+    Args:
+        name: one name.
+        lookup: how a name is found.
+
+    Raises:
+        UserError: an unknown name, or a cycle.
+    """
+    line = _line(name, lookup, ())
+    if _has(line, _METHOD_SECTIONS):
+        return "complete" if _has(line, _OBJECTIVE_SECTIONS) else "method"
+    return "objective"
+
+
 def _canonical(lines: list[list[Part]]) -> str:
     """Return one name for all spellings: the method's, and the objective's beside it where that is not the default."""
     methods = [line[-1].name for line in lines if _has(line, _METHOD_SECTIONS)]
