@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hf_peft_recipes.device import Device
-from hf_peft_recipes.errors import UserError, did_you_mean
+from hf_peft_recipes.errors import UnplannedError, UserError, did_you_mean
 from hf_peft_recipes.plan.evaluating import Evaluation
 from hf_peft_recipes.plan.fit import Advice, Estimates, advise, largest
 from hf_peft_recipes.plan.job import Job, make_job
@@ -196,7 +196,15 @@ def _traced_alone(
     """Return the plan of a step that has no closed form."""
     from hf_peft_recipes.plan.trace import trace_step
 
-    traced = trace_step(job)
+    try:
+        traced = trace_step(job)
+    except (RuntimeError, NotImplementedError) as error:
+        # Of these types nothing else is known, and code that reads values finds none on the meta device.
+        kind = job.adapter["peft_type"] if job.adapter else "this model"
+        told = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UnplannedError(
+            f"there is no plan of {kind} yet: its code does not run on the meta device ({told})"
+        ) from None
     static = {"weights": traced.weight_bytes, "optimizer": traced.optimizer_bytes}
     gradients = traced.trainable * (4 if job.adapter else job.item_bytes)
     parts: dict[str, int] = {**static, "gradients": gradients if job.accumulation > 1 else 0}

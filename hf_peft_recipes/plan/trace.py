@@ -19,7 +19,7 @@ from transformers import CONFIG_MAPPING, AttentionInterface, AttentionMaskInterf
 from trl.kernels import chunked_logprob
 
 from hf_peft_recipes.adapters import add_adapter
-from hf_peft_recipes.errors import UnplannedError, UserError, did_you_mean
+from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.plan.job import Job
 from hf_peft_recipes.plan.live import LiveBytes
 from hf_peft_recipes.plan.loss import TILE_WIDTH
@@ -50,20 +50,8 @@ def trace_step(job: Job) -> Traced:
 
     Raises:
         UserError: transformers has no such architecture, or the model cannot be built from its config.
-        UnplannedError: the adapter's own code does not run without values.
     """
-    try:
-        return _traced(job, build(job))
-    except (RuntimeError, NotImplementedError) as error:
-        # Code that reads values, or makes tensors on another device, finds none on the meta device.
-        kind = job.adapter["peft_type"] if job.adapter else "the whole model"
-        told = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnplannedError(
-            f"there is no plan of {kind} yet: its code does not run on the meta device ({told})"
-        ) from None
-
-
-def _traced(job: Job, model: Any) -> Traced:
+    model = build(job)
     live = LiveBytes()
     live.hold([*model.parameters(), *model.buffers()])
     live.hold(quantization_tensors(model))
