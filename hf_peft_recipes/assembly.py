@@ -10,16 +10,17 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_peft_recipes import adapters, launching, lineage, models
-from hf_peft_recipes.data import Check, PreparedData, Renderer
+from hf_peft_recipes.data import Check, Maker, PreparedData
 from hf_peft_recipes.data.longest import longest_rows
 from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.evaluation import heaviest
+from hf_peft_recipes.heads import find_head
 from hf_peft_recipes.launching import World
 from hf_peft_recipes.measure.clock import StepClock
 from hf_peft_recipes.measure.memory import release_free_memory
 from hf_peft_recipes.measure.phases import Phases
 from hf_peft_recipes.models import ParameterCount
-from hf_peft_recipes.objectives import Objective, find_objective
+from hf_peft_recipes.objectives import find_objective
 from hf_peft_recipes.preflight import Examined, RunRequest
 from hf_peft_recipes.proof import TrainingProof
 from hf_peft_recipes.report.progress import Progress
@@ -35,7 +36,7 @@ class Prepared:
 
     trainer: Any
     model: Any
-    renderer: Renderer
+    renderer: Maker
     checks: list[Check]
     data: PreparedData
     speed: list[str]
@@ -69,7 +70,7 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
         tokenized = tokenize(recipe, request, examined.examples)
     data, arguments.max_length = tokenized.rows, tokenized.max_length
     phases.lap("data")
-    model = _model(recipe, request, objective, tokenized.renderer.tokenizer)
+    model = _model(recipe, request, tokenized.renderer)
     if data.validation is None:
         arguments.eval_strategy = type(arguments.eval_strategy)("no")
     # Before a trainer adds a copy to compare with.
@@ -91,7 +92,7 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     return Prepared(trainer, model, tokenized.renderer, tokenized.checks, data, speed, parameters, world, phases)
 
 
-def _keep_longest(trainer: Any, data: PreparedData, renderer: Renderer, scored: int) -> None:
+def _keep_longest(trainer: Any, data: PreparedData, renderer: Maker, scored: int) -> None:
     """Leave the trainer the rows that ask most of memory, as many as all its steps use up, and some to score."""
     arguments = trainer.args
     rows = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
@@ -108,11 +109,14 @@ def _arguments(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) 
     return arguments | {"output_dir": str(examined.output_dir), "disable_tqdm": True}
 
 
-def _model(recipe: ResolvedRecipe, request: RunRequest, objective: Objective, tokenizer: Any) -> Any:
-    adapter = recipe.section("adapter")
+def _model(recipe: ResolvedRecipe, request: RunRequest, renderer: Maker) -> Any:
+    adapter, head, tokenizer = recipe.section("adapter"), find_head(recipe.objective), renderer.tokenizer
     model = request.model
     if model is None:
-        model = models.load_base(objective.model_class(), recipe.section("model"), recipe.section("quantization"))
+        model = models.load_base(
+            head.model_class(), recipe.section("model"), recipe.section("quantization"),
+            head.loading(renderer.labels, tokenizer), recipe.value("training.seed") or 0,
+        )  # fmt: skip
         if adapter and adapter.get("adapter_name_or_path"):
             lineage.require_base(Path(adapter["adapter_name_or_path"]), recipe.section("model"))
     # A caller's model that has its adapter already keeps it.
@@ -121,7 +125,10 @@ def _model(recipe: ResolvedRecipe, request: RunRequest, objective: Objective, to
         if added and not {"trainable_token_indices", "modules_to_save", "adapter_name_or_path"} & adapter.keys():
             # A frozen embedding of a new token would stay what it was drawn as.
             adapter = {**adapter, "trainable_token_indices": dict.fromkeys(adapters.vocabulary_layers(model), added)}
-        model = adapters.add_adapter(model, adapter, objective.TASK_TYPE)
+        if drawn := models.drawn_modules(model):
+            # What no file holds goes with the adapter, or nobody else could load it.
+            adapter = {**adapter, "modules_to_save": sorted({*(adapter.get("modules_to_save") or ()), *drawn})}
+        model = adapters.add_adapter(model, adapter, head.TASK_TYPE)
     elif not adapter:
         adapters.fit_vocabulary(model, tokenizer)
     return model

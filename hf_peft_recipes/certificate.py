@@ -16,7 +16,7 @@ from hf_peft_recipes.adapters import adapter_file
 from hf_peft_recipes.errors import CertificateError, UserError
 from hf_peft_recipes.four_bit import mend
 from hf_peft_recipes.fresh_process import last_words, run_verb
-from hf_peft_recipes.generation import generate, inference
+from hf_peft_recipes.heads import Head, head_of_class
 from hf_peft_recipes.lineage import base_differences, read_config, read_fingerprint
 from hf_peft_recipes.results import write_text
 
@@ -57,14 +57,15 @@ def state(
         load: keyword arguments with which a plain client loads it: `dtype`, `quantization` …
         whole: whether every tensor counts as trained, and not those alone that had gradients.
     """
+    head = head_of_class(model_class)
     try:
-        said, autocast = _say(model, tokenizer, stop_ids), False
+        said, autocast = _say(head, model, tokenizer, stop_ids), False
     except RuntimeError:
         # Some methods (IA3 on a 4-bit base) multiply float32 with bfloat16, which works nowhere but under autocast.
         with _autocast(model, True):
-            said, autocast = _say(model, tokenizer, stop_ids), True
+            said, autocast = _say(head, model, tokenizer, stop_ids), True
     with _autocast(model, autocast):
-        effect = _without_adapter(model, said)
+        effect = _without_adapter(head, model, said)
     return {
         "schema_version": 1,
         "adapter_effect": effect,
@@ -77,13 +78,13 @@ def state(
     }
 
 
-def _say(model: Any, tokenizer: Any, stop_ids: Sequence[int]) -> list[dict[str, Any]]:
+def _say(head: Head, model: Any, tokenizer: Any, stop_ids: Sequence[int]) -> list[dict[str, Any]]:
     """Return what the model makes of the fixed prompts."""
     prompts = []
     for text in PROMPTS:
         ids = prompt_ids(tokenizer, text)
-        (answer,) = generate(model, [ids], stop_ids, tokenizer.pad_token_id, ANSWER_TOKENS, 1)
-        said = _log_probabilities(model, ids, answer)
+        answer = head.answer(model, ids, stop_ids, tokenizer.pad_token_id, ANSWER_TOKENS)
+        said = head.values(model, ids, answer)
         values, tokens = said.topk(min(TOP, said.shape[1]))
         prompts.append(
             {
@@ -199,14 +200,15 @@ def _check_behaviour(
 ) -> None:
     """Append what can be told of the model by what it says."""
     tolerance = TOLERANCE.get(str(statement["load"].get("dtype")), TOLERANCE["bfloat16"])
-    off = figures["log_probability_difference"] = _difference(model, statement["prompts"])
+    head = head_of_class(statement["model_class"])
+    off = figures["log_probability_difference"] = _difference(head, model, statement["prompts"])
     if hasattr(model, "disable_adapter"):
-        effect = figures["adapter_effect"] = _without_adapter(model, statement["prompts"])
+        effect = figures["adapter_effect"] = _without_adapter(head, model, statement["prompts"])
         acts = effect > off or statement["adapter_effect"] == 0
         checks.append(Check("the adapter acts", acts, f"log-probabilities are off by {effect:.4g} nats without it"))
     under = ", under torch.autocast alone" if statement["autocast"] else ""
     checks.append(Check("logits", off <= tolerance, f"largest difference {off:.3g} nats, {tolerance:g} allowed{under}"))
-    checks.append(_check_answers(model, tokenizer, statement, tolerance))
+    checks.append(_check_answers(head, model, tokenizer, statement, tolerance))
 
 
 def _autocast(model: Any, enabled: bool) -> Any:
@@ -282,13 +284,11 @@ def _check_template(tokenizer: Any, prompts: Sequence[Mapping[str, Any]]) -> Che
     return Check("tokenizer and template", not differ, told)
 
 
-def _check_answers(model: Any, tokenizer: Any, statement: Mapping[str, Any], tolerance: float) -> Check:
+def _check_answers(head: Head, model: Any, tokenizer: Any, statement: Mapping[str, Any], tolerance: float) -> Check:
     """Compare greedy answers; where two tokens were as good as equal, either may come."""
     differ = []
     for prompt in statement["prompts"]:
-        (answer,) = generate(
-            model, [prompt["ids"]], statement["stop_ids"], tokenizer.pad_token_id, ANSWER_TOKENS, 1
-        )  # fmt: skip
+        answer = head.answer(model, prompt["ids"], statement["stop_ids"], tokenizer.pad_token_id, ANSWER_TOKENS)
         if answer == prompt["answer"]:
             continue
         at = next(
@@ -306,33 +306,22 @@ def _check_answers(model: Any, tokenizer: Any, statement: Mapping[str, Any], tol
     return Check("greedy text", not differ, told)
 
 
-def _without_adapter(model: Any, prompts: Sequence[Mapping[str, Any]]) -> float:
+def _without_adapter(head: Head, model: Any, prompts: Sequence[Mapping[str, Any]]) -> float:
     """Return how far log-probabilities are off when the adapter is left out; 0 where there is none."""
     if not hasattr(model, "disable_adapter"):
         return 0.0
     with model.disable_adapter():
-        return _difference(model, prompts)
+        return _difference(head, model, prompts)
 
 
-def _difference(model: Any, prompts: Sequence[Mapping[str, Any]]) -> float:
+def _difference(head: Head, model: Any, prompts: Sequence[Mapping[str, Any]]) -> float:
     """Return the largest difference of a kept log-probability from what the model says now, in nats."""
     import torch
 
     largest = 0.0
     for prompt in prompts:
-        now = _log_probabilities(model, prompt["ids"], prompt["answer"])
+        now = head.values(model, prompt["ids"], prompt["answer"])
         kept = torch.tensor(prompt["log_probabilities"])
         found = now.gather(1, torch.tensor(prompt["tokens"]))
         largest = max(largest, float((found - kept).abs().max()))
     return largest
-
-
-def _log_probabilities(model: Any, ids: Sequence[int], answer: Sequence[int]) -> Any:
-    """Return log-probabilities of shape (len(answer) + 1, vocabulary): of each answer token, and of what follows it."""
-    import torch
-
-    with inference(model):
-        tokens = torch.tensor([[*ids, *answer]], device=model.device)
-        logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits
-    # Counted from the end: soft prompts add positions at the start.
-    return torch.log_softmax(logits[0, -len(answer) - 1 :].float(), -1).cpu()

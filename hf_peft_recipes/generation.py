@@ -30,24 +30,30 @@ def generate(
     """Return the greedy continuation of every prompt, as token ids without the stop token.
 
     Args:
-        model: a causal language model.
+        model: a causal language model, or an encoder and a decoder.
         prompts: token ids, one sequence a prompt.
         stop_ids: ids that end an answer.
-        pad_id: fills shorter prompts on the left.
+        pad_id: fills shorter prompts on the left; on the right where an encoder reads them.
         max_new_tokens: the longest answer.
         batch_size: prompts at a time; neighbours in length go together, so that little is padded.
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers: list[list[int]] = [[] for _ in prompts]
+    apart = bool(model.config.is_encoder_decoder)
     with inference(model):
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             width = max(len(prompts[index]) for index in batch)
-            rows = [[pad_id] * (width - len(prompts[index])) + list(prompts[index]) for index in batch]
-            masks = [[0] * (width - len(prompts[index])) + [1] * len(prompts[index]) for index in batch]
+            fills = [[pad_id] * (width - len(prompts[index])) for index in batch]
+            rows = [_beside(prompts[index], fill, apart) for index, fill in zip(batch, fills, strict=True)]
+            masks = [
+                _beside([1] * len(prompts[index]), [0] * len(fill), apart)
+                for index, fill in zip(batch, fills, strict=True)
+            ]
             produced = _continue(model, rows, masks, stop_ids, pad_id, max_new_tokens)
             for index, row in zip(batch, produced, strict=True):
-                answers[index] = _until_stop(row[width:], stop_ids)
+                # A decoder apart begins with a token of its own, not with the prompt.
+                answers[index] = _until_stop(row[1 if apart else width :], stop_ids)
     return answers
 
 
@@ -75,12 +81,15 @@ def stream(
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             write(text)
 
-    streamer = Writer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    apart = bool(model.config.is_encoder_decoder)
+    streamer = Writer(tokenizer, skip_prompt=not apart, skip_special_tokens=True)
     with inference(model):
         produced = _continue(
             model, [list(prompt)], [[1] * len(prompt)], stop_ids, tokenizer.pad_token_id, max_new_tokens, streamer
         )
-    return str(tokenizer.decode(_until_stop(produced[0][len(prompt) :], stop_ids), skip_special_tokens=True))
+    return str(
+        tokenizer.decode(_until_stop(produced[0][1 if apart else len(prompt) :], stop_ids), skip_special_tokens=True)
+    )
 
 
 def _continue(
@@ -105,6 +114,10 @@ def _continue(
     )
     result: list[list[int]] = produced.tolist()
     return result
+
+
+def _beside(row: Sequence[int], fill: list[int], right: bool) -> list[int]:
+    return [*row, *fill] if right else [*fill, *row]
 
 
 def _until_stop(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:

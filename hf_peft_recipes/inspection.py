@@ -6,8 +6,8 @@ from itertools import chain
 from typing import Any
 
 from hf_peft_recipes import models
-from hf_peft_recipes.data import Example, Examples, Renderer
-from hf_peft_recipes.data.rendering import IGNORED, TokenRow
+from hf_peft_recipes.data import Example, Examples, Maker
+from hf_peft_recipes.data.formats import BadRowError
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.preflight import RunRequest, examine_data
 from hf_peft_recipes.rows import Tokenized, tokenize
@@ -68,32 +68,35 @@ def inspect_data(
     }  # fmt: skip
 
 
-def _longest(examples: Examples, renderer: Renderer, number: int) -> Sequence[int]:
+def _longest(examples: Examples, renderer: Maker, number: int) -> Sequence[int]:
     """Return the numbers of the rows with the most tokens, longest first."""
     rows = chain.from_iterable(source.corpus.all_placed() for source in examples.sources)
     lengths = ((_length(renderer, example), at) for at, (_, example) in enumerate(rows))
     return [at for _, at in heapq.nlargest(number, lengths)]
 
 
-def _length(renderer: Renderer, example: Example) -> int:
+def _length(renderer: Maker, example: Example) -> int:
     made = renderer.rows([example])[0]
-    return len(made.input_ids) if isinstance(made, TokenRow) else 0
+    return 0 if isinstance(made, BadRowError) else made.length
 
 
 def _shown(place: str, at: int, example: Example, tokenized: Tokenized) -> dict[str, Any]:
     renderer, limit = tokenized.renderer, tokenized.max_length
-    row, tokenizer = renderer.row(example), renderer.tokenizer
+    (row,), tokenizer = renderer.rows([example]), renderer.tokenizer
+    if isinstance(row, BadRowError):
+        raise row
+    marked = row.marked()
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    length = len(row.input_ids)
+    length = len(marked)
     return {
         "place": place,
         "index": at,
         "length": length,
-        "supervised": sum(label != IGNORED for label in row.labels),
+        "supervised": row.supervised,
         "cuts": list(range(limit, length, limit)) if limit else [],
         "tokens": [
-            {"id": token, "text": text, "supervised": label != IGNORED, "special": token in special}
-            for token, label, text in zip(row.input_ids, row.labels, _texts(row.input_ids, tokenizer), strict=True)
+            {"id": token, "text": text, "supervised": supervised, "special": token in special}
+            for (token, supervised), text in zip(marked, _texts([one for one, _ in marked], tokenizer), strict=True)
         ],
     }
 

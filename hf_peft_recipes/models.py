@@ -66,24 +66,53 @@ def load_tokenizer(model_section: Mapping[str, Any] | None) -> Any:
     return tokenizer
 
 
-def load_base(auto_class: Any, model_section: Mapping[str, Any] | None, quantization: Mapping[str, Any] | None) -> Any:
+def load_base(
+    auto_class: Any,
+    model_section: Mapping[str, Any] | None,
+    quantization: Mapping[str, Any] | None,
+    head: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Any:
     """Return the base model, its weights in the section's dtype or quantised.
 
     Args:
         auto_class: the class that loads it, `transformers.AutoModelForCausalLM` for one.
         model_section: keyword arguments of `from_pretrained`, and `name_or_path`.
         quantization: keyword arguments of `BitsAndBytesConfig`, None for a base that is not quantised.
+        head: further keyword arguments, which the model's head needs.
+        seed: from which the weights of a head are drawn that the files do not hold.
 
     Raises:
         UserError: the model cannot be loaded, or an argument is refused.
     """
+    from transformers import set_seed
+
     keywords = {key: value for key, value in (model_section or {}).items() if key != "name_or_path"}
+    if head:
+        keywords = {**head, **keywords}
+        quantization = beside_head(quantization)
+        set_seed(seed)
     if quantization:
         keywords = {**_quantizing(quantization), **keywords}
-    location = base_location(model_section)
-    model = _from_pretrained(auto_class, location, "model", {**keywords, "use_safetensors": True})
+    location, loaded = base_location(model_section), {"use_safetensors": True, "output_loading_info": True}
+    model, found = _from_pretrained(auto_class, location, "model", {**keywords, **loaded})
     four_bit.mend(model)
+    model.drawn_modules = sorted({name.rpartition(".")[0] for name in found["missing_keys"]})
     return model
+
+
+CLASSIFIERS = ["score", "classifier", "pre_classifier", "classification_head"]
+"""What transformers calls the heads of classifiers; they are trained whole, for which 4 or 8 bits would not do."""
+
+
+def beside_head(quantization: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return the section as it quantises a base, and not the classifier on it; None where nothing is quantised."""
+    return quantization and {"llm_int8_skip_modules": CLASSIFIERS, **quantization}
+
+
+def drawn_modules(model: Any) -> list[str]:
+    """Return the names of the modules that the base's files did not hold: their weights were drawn."""
+    return list(getattr(model, "drawn_modules", []))
 
 
 def quantize(model: Any, quantization: Mapping[str, Any]) -> Any:
@@ -99,7 +128,8 @@ def quantize(model: Any, quantization: Mapping[str, Any]) -> Any:
     quantized = type(model).from_pretrained(
         None, config=model.config, state_dict=model.state_dict(), dtype=model.dtype, **_quantizing(quantization)
     )
-    quantized.generation_config = model.generation_config
+    if getattr(model, "generation_config", None) is not None:
+        quantized.generation_config = model.generation_config
     four_bit.mend(quantized)
     return quantized
 
@@ -156,8 +186,13 @@ def load_configs(model_section: Mapping[str, Any] | None) -> tuple[Any, Any]:
 
 
 def stop_ids(generation_config: Any, tokenizer: Any) -> list[int]:
-    """Return the token ids on which generation stops: those of the generation config, and the tokenizer's end token."""
-    configured = generation_config.eos_token_id
+    """Return the token ids on which generation stops: those of the generation config, and the tokenizer's end token.
+
+    Args:
+        generation_config: of the base, None where it does not generate.
+        tokenizer: of the base.
+    """
+    configured = getattr(generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return sorted({number for number in [*ids, tokenizer.eos_token_id] if number is not None})
 

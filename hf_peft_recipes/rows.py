@@ -6,7 +6,18 @@ No weights are loaded: a base's config, generation config and tokenizer say all 
 from dataclasses import dataclass
 
 from hf_peft_recipes import data, models
-from hf_peft_recipes.data import SAMPLE, Check, PreparedData, Renderer, require_serving
+from hf_peft_recipes.data import (
+    ENCODERS,
+    SAMPLE,
+    Check,
+    Encoder,
+    Maker,
+    PreparedData,
+    Renderer,
+    find_labels,
+    require,
+    require_serving,
+)
 from hf_peft_recipes.data.reading import Examples
 from hf_peft_recipes.preflight import RunRequest
 from hf_peft_recipes.spec import ResolvedRecipe
@@ -17,7 +28,7 @@ from hf_peft_recipes.spec.objectives import objective_facts
 class Tokenized:
     """Data that are ready to train on."""
 
-    renderer: Renderer
+    renderer: Maker
     checks: list[Check]
     rows: PreparedData
     max_length: int | None
@@ -32,7 +43,11 @@ def tokenize(recipe: ResolvedRecipe, request: RunRequest, examples: Examples) ->
     """
     renderer, context = make_renderer(recipe, request, examples)
     section = recipe.section("data") or {}
-    checks = require_serving(renderer, examples.sample(SAMPLE), bool(section["fix"]))
+    if isinstance(renderer, Encoder):
+        checks = renderer.checks(examples.sample(SAMPLE))
+        require(checks)
+    else:
+        checks = require_serving(renderer, examples.sample(SAMPLE), bool(section["fix"]))
     lengths = [length for length in (recipe.value("training.max_length"), context) if length is not None]
     max_length = min(lengths, default=None)
     shape = objective_facts(recipe.objective).shape
@@ -40,18 +55,23 @@ def tokenize(recipe: ResolvedRecipe, request: RunRequest, examples: Examples) ->
     return Tokenized(renderer, checks, tokens, max_length)
 
 
-def make_renderer(recipe: ResolvedRecipe, request: RunRequest, examples: Examples) -> tuple[Renderer, int | None]:
-    """Return the renderer for the recipe's base, and how many positions that base was made for.
+def make_renderer(recipe: ResolvedRecipe, request: RunRequest, examples: Examples) -> tuple[Maker, int | None]:
+    """Return what makes token rows for the recipe's base, and how many positions that base was made for.
 
     Raises:
-        UserError: the base has no tokenizer or config that can be read.
+        UserError: the base has no tokenizer or config that can be read, or the rows no labels to tell apart.
     """
     section = recipe.section("model")
     tokenizer = request.tokenizer or models.load_tokenizer(section)
     if request.model is None:
         config, generation = models.load_configs(section)
     else:
-        config, generation = request.model.config, request.model.generation_config
+        config, generation = request.model.config, getattr(request.model, "generation_config", None)
+    shape = objective_facts(recipe.objective).shape
+    if shape in ENCODERS:
+        labels = find_labels(examples, shape)
+        stops = models.stop_ids(generation, tokenizer)
+        return ENCODERS[shape](tokenizer, stops, labels), models.context_length(config)
     own = recipe.section("data") or {}
     separator = own["separator"]
     if separator is None:

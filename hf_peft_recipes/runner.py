@@ -27,6 +27,7 @@ from hf_peft_recipes.preflight import Examined, RunRequest, clear_run, last_chec
 from hf_peft_recipes.proof import TrainingProof
 from hf_peft_recipes.report.plot import plot_losses
 from hf_peft_recipes.spec import Entry, ResolvedRecipe, recipe_file
+from hf_peft_recipes.spec.objectives import objective_facts
 
 
 def run(
@@ -101,7 +102,7 @@ def _train(
     trainer, folder, phases = prepared.trainer, examined.output_dir, prepared.phases
     clock, proof = _callback(trainer, StepClock), _callback(trainer, TrainingProof)
     examples = prepared.data.held_out
-    task = find_task(examples, (recipe.section("evaluation") or {})["task"])
+    task = find_task(examples, (recipe.section("evaluation") or {})["task"], objective_facts(recipe.objective).head)
     before = _evaluate(recipe, prepared, examples, task)
     phases.lap("evaluate")
     phases.settle()
@@ -115,7 +116,7 @@ def _train(
     if prepared.world.is_main:
         # Without the autocast that training puts around the forward pass: a client has none.
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        saving.save(model, prepared.renderer.tokenizer, sorted(prepared.renderer.stop_ids), recipe, folder)
+        saving.save(model, prepared.renderer, recipe, folder)
         plot_losses(record["loss_curve"], folder / "loss.png", recipe.name)
     phases.lap("save")
     after = _evaluate(recipe, prepared, examples, task, before)
@@ -174,7 +175,7 @@ def _evaluate(
     with torch.autocast(prepared.model.device.type, torch.bfloat16, enabled=bool(arguments.bf16)):
         scores = score_rows(
             prepared.model, prepared.renderer, [examples[index] for index in share], task, section,
-            sorted(prepared.renderer.stop_ids), arguments.max_length,
+            sorted(prepared.renderer.stop_ids), arguments.max_length, objective_facts(recipe.objective).head,
         )  # fmt: skip
     numbered = list(zip(share, scores, strict=True))
     gathered = gather_object(numbered) if world.size > 1 else numbered
@@ -215,6 +216,7 @@ def _record(recipe: ResolvedRecipe, request: RunRequest, examined: Examined, pre
             "format": examples.format,
             "fingerprint": examples.fingerprint,
             "columns": dict(examples.columns),
+            "labels": list(prepared.renderer.labels),
             "chat_template": prepared.renderer.has_template,
             "separator": prepared.renderer.separator,
             "mended": {"as_served": prepared.renderer.as_served, "closes": prepared.renderer.closes},

@@ -1,27 +1,27 @@
 """What a run writes once it has trained: adapter or model, tokenizer, the base's fingerprint, the statement."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes import certificate, models
+from hf_peft_recipes.data import Maker
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.fingerprint import FINGERPRINT_FILE, fingerprint, local_reader
-from hf_peft_recipes.objectives import find_objective
+from hf_peft_recipes.heads import find_head
 from hf_peft_recipes.results import write_text
 from hf_peft_recipes.spec import ResolvedRecipe
 
 _CARD = "README.md"
 
 
-def save(model: Any, tokenizer: Any, stop_ids: Sequence[int], recipe: ResolvedRecipe, folder: Path) -> None:
+def save(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path) -> None:
     """Write the adapter (or, without one, the whole model) so that a plain client loads it, and what it can be held to.
 
     Args:
         model: as it was trained, out of its trainer's wrappers.
-        tokenizer: of the model.
-        stop_ids: ids that end an answer.
+        renderer: that made its rows.
         recipe: of the run.
         folder: the run's.
     """
@@ -33,10 +33,16 @@ def save(model: Any, tokenizer: Any, stop_ids: Sequence[int], recipe: ResolvedRe
     if (folder / _CARD).exists() and not had_card:
         # PEFT's is a form to fill in, with a path of this machine as the base.
         (folder / _CARD).unlink()
-    tokenizer.save_pretrained(str(folder))
+    renderer.tokenizer.save_pretrained(str(folder))
     _pin_base(model, recipe, folder)
+    head = find_head(recipe.objective)
+    loading = _loading(model, recipe)
+    if of_head := head.loading(renderer.labels, renderer.tokenizer):
+        loading |= of_head
+        if "quantization" in loading:
+            loading["quantization"] = models.beside_head(loading["quantization"])
     statement = certificate.state(
-        model, tokenizer, stop_ids, find_objective(recipe.objective).model_class().__name__, _loading(model, recipe)
+        model, renderer.tokenizer, sorted(renderer.stop_ids), head.model_class().__name__, loading
     )
     certificate.write_statement(folder, statement)
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from hf_peft_recipes import adapters, lineage, models
-from hf_peft_recipes.data import Example, Examples, Renderer, read
+from hf_peft_recipes.data import ENCODERS, Example, Examples, Maker, Renderer, read
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.evaluation import Metrics, find_task, score_rows, summarize
 from hf_peft_recipes.generation import stream
-from hf_peft_recipes.objectives import find_objective
+from hf_peft_recipes.heads import find_head
 from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.spec.objectives import objective_facts
 
@@ -23,7 +23,7 @@ class TrainedModel:
     """A trained model in memory, with what is needed to serve it as it was trained."""
 
     model: Any
-    renderer: Renderer
+    renderer: Maker
     stop_ids: list[int]
     recipe: ResolvedRecipe
 
@@ -44,25 +44,28 @@ def load(folder: Path, recipe: ResolvedRecipe, record: Mapping[str, Any]) -> Tra
     Raises:
         UserError: the folder lacks what was trained, or the base cannot be loaded.
     """
-    objective = find_objective(recipe.objective)
-    own = {"name_or_path": str(folder)}
-    tokenizer = models.load_tokenizer(own)
+    head, own, data = find_head(recipe.objective), {"name_or_path": str(folder)}, record["data"]
+    tokenizer, labels = models.load_tokenizer(own), data.get("labels") or ()
+    loading, seed = head.loading(labels, tokenizer), recipe.value("training.seed") or 0
     # What lies there decides: after a merge the recipe still tells of an adapter.
     if recipe.section("adapter") and not (folder / "config.json").is_file():
         section = recipe.section("model")
         models.check_base(section)
-        base = models.load_base(objective.model_class(), section, recipe.section("quantization"))
+        base = models.load_base(head.model_class(), section, recipe.section("quantization"), loading, seed)
         lineage.require_base(folder, section)
         model = adapters.load_adapter(base, folder)
     else:
         models.check_base(own)
-        model = models.load_base(objective.model_class(), {**(recipe.section("model") or {}), **own}, None)
+        model = models.load_base(head.model_class(), {**(recipe.section("model") or {}), **own}, None)
     if torch.cuda.is_available() and not recipe.section("quantization"):
         model = model.cuda()
-    stops = models.stop_ids(model.generation_config, tokenizer)
-    data = recipe.section("data") or {}
-    renderer = Renderer(tokenizer, stops, data["loss_on"], record["data"]["separator"])
-    renderer.as_served, renderer.closes = record["data"]["mended"]["as_served"], record["data"]["mended"]["closes"]
+    stops = models.stop_ids(getattr(model, "generation_config", None), tokenizer)
+    renderer: Maker
+    if encoder := ENCODERS.get(objective_facts(recipe.objective).shape):
+        renderer = encoder(tokenizer, stops, labels)
+    else:
+        renderer = Renderer(tokenizer, stops, (recipe.section("data") or {})["loss_on"], data["separator"])
+        renderer.as_served, renderer.closes = data["mended"]["as_served"], data["mended"]["closes"]
     return TrainedModel(model.eval(), renderer, stops, recipe)
 
 
@@ -81,7 +84,7 @@ def evaluate(trained: TrainedModel, record: Mapping[str, Any], with_base: bool =
     section = recipe.section("evaluation") or {}
     examples = read_held_out(recipe)
     rows = examples.held_out
-    task = find_task(rows, section["task"])
+    task = find_task(rows, section["task"], objective_facts(recipe.objective).head)
     before = _base_metrics(trained, lambda model: score(trained, model, rows, task, record)) if with_base else None
     after = score(trained, trained.model, rows, task, record, before)
     return {
@@ -131,7 +134,8 @@ def score(
     recipe, section = trained.recipe, trained.recipe.section("evaluation") or {}
     length = record["data"]["ledger"]["max_length"]
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bool(recipe.value("training.bf16"))):
-        scores = score_rows(model, trained.renderer, rows, task, section, trained.stop_ids, length)
+        head = objective_facts(recipe.objective).head
+        scores = score_rows(model, trained.renderer, rows, task, section, trained.stop_ids, length, head)
     seed = recipe.value("training.seed") or 0
     return summarize(scores, task, section, seed, before.scores if before else None)
 
@@ -160,7 +164,10 @@ def _base_metrics(trained: TrainedModel, metrics: Callable[[Any], Metrics]) -> M
     if trained.has_adapter:
         without = trained.model.disable_adapter()
     else:
-        model = models.load_base(find_objective(recipe.objective).model_class(), recipe.section("model"), None)
+        head = find_head(recipe.objective)
+        loading = head.loading(trained.renderer.labels, trained.renderer.tokenizer)
+        seed = recipe.value("training.seed") or 0
+        model = models.load_base(head.model_class(), recipe.section("model"), None, loading, seed)
         model = model.to(trained.model.device)
     with without:
         return metrics(model)

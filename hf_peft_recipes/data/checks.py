@@ -53,12 +53,17 @@ def require_serving(renderer: Renderer, examples: Sequence[Example], fixes: bool
     if fixes and not all(check.ok for check in checks):
         _mend(renderer, [check.name for check in checks if not check.ok], examples)
         checks = check_serving(renderer, examples)
+    require(checks)
+    return checks
+
+
+def require(checks: Sequence[Check]) -> None:
+    """Raise a UserError that names every check which does not hold."""
     failed = [check for check in checks if not check.ok]
     if failed:
         told = "; ".join(f"{check.name}: {check.detail}" for check in failed)
         hint = f" (--fix: {'; '.join(check.fix for check in failed)})" if all(check.fix for check in failed) else ""
         raise UserError(f"what is trained on is not what will be served: {told}{hint}")
-    return checks
 
 
 def _as_served(renderer: Renderer, answers: Sequence[tuple[Example, TokenRow]]) -> Check:

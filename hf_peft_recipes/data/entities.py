@@ -41,6 +41,18 @@ def entities(tokens: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str]
     return [(" ".join(words), kind) for words, kind in spans]
 
 
+def tag_text(tokens: Sequence[str], tags: Sequence[str]) -> str:
+    """Return what a sentence is answered with: its entities, or, where no tag is of an entity, all tags as they are.
+
+    Raises:
+        BadRowError: as `entities` raises it.
+    """
+    if len(tokens) == len(tags) and not any(tag == "O" or _TAG.fullmatch(tag) for tag in tags):
+        # Parts of speech and their kin.
+        return " ".join(tags)
+    return entity_text(tokens, tags)
+
+
 def entity_text(tokens: Sequence[str], tags: Sequence[str]) -> str:
     """Return the entities of a sentence as one line, `none` where there are none; see `entities`."""
     return "; ".join(f"{words}: {kind}" for words, kind in entities(tokens, tags)) or NO_ENTITIES

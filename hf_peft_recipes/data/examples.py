@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_peft_recipes.data.columns import Template, row_value, type_of
 from hf_peft_recipes.data.conversations import Turn, check_order, read_tools, read_turns, unsupervised
-from hf_peft_recipes.data.entities import entity_text
+from hf_peft_recipes.data.entities import tag_text
 from hf_peft_recipes.data.records import BadRowError, Row
 
 __all__ = ["BadRowError", "Example", "Format", "as_boolean"]
@@ -33,6 +33,10 @@ class Example:
     """Binary feedback: whether the answer is wanted."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """JSON schemas of the tools that the model is offered."""
+    tokens: tuple[str, ...] = ()
+    """Tagged data: the words of the sentence."""
+    tags: tuple[str, ...] = ()
+    """And the tag of each."""
 
     @property
     def reference(self) -> str | None:
@@ -259,7 +263,8 @@ def _tagged(values: _Values) -> Example:
     tokens, tags = lists
     question = {"role": "user", "content": _text(" ".join(tokens), values.column("tokens"))}
     prompt = (*values.system(()), question)
-    return Example((*prompt, {"role": "assistant", "content": entity_text(tokens, tags)}), len(prompt))
+    answer = {"role": "assistant", "content": tag_text(tokens, tags)}
+    return Example((*prompt, answer), len(prompt), tokens=tuple(tokens), tags=tuple(tags))
 
 
 _BUILDERS: dict[str, Callable[[_Values], Example]] = {

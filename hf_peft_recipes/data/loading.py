@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hf_peft_recipes.data.encoders import Maker
 from hf_peft_recipes.data.preparation import PreparedData, tokenize_data
 from hf_peft_recipes.data.reading import Examples, read_examples
-from hf_peft_recipes.data.rendering import Renderer
 from hf_peft_recipes.data.streaming import StreamedExamples, read_stream, tokenize_stream
 from hf_peft_recipes.embedded import demo
 
@@ -34,7 +34,7 @@ def read(
 
 def tokenize(
     examples: Examples,
-    renderer: Renderer,
+    renderer: Maker,
     max_length: int | None,
     data: Mapping[str, Any],
     seed: int,

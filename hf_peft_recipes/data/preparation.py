@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes.data.cache import ROWS, cache_key, cached
+from hf_peft_recipes.data.encoders import Maker
 from hf_peft_recipes.data.formats import BadRowError, Example
 from hf_peft_recipes.data.reading import Examples, Source
-from hf_peft_recipes.data.rendering import Renderer
 from hf_peft_recipes.data.shapes import Row
 from hf_peft_recipes.data.tokenization import SAME, Account, Fingerprints, HeldOut, Policy, tokenize_part
 from hf_peft_recipes.data.workers import in_processes
@@ -34,7 +34,7 @@ class PreparedData:
 
 def tokenize_data(
     examples: Examples,
-    renderer: Renderer,
+    renderer: Maker,
     max_length: int | None,
     section: Mapping[str, Any],
     seed: int = 0,
@@ -76,7 +76,7 @@ _TOLD = ("rows", "tokens", "reasons")
 """What the ledger tells of each source apart."""
 
 
-def _tokenized(source: Source, renderer: Renderer, policy: Policy, held_out: HeldOut) -> tuple[Account, Any]:
+def _tokenized(source: Source, renderer: Maker, policy: Policy, held_out: HeldOut) -> tuple[Account, Any]:
     """Return the account of one source, and its token rows as a `datasets.Dataset`, None where no row is left."""
     from datasets import Dataset, concatenate_datasets
 
@@ -117,7 +117,7 @@ def _table(rows: Sequence[Row]) -> Any:
     return Dataset.from_list([row.columns() for row in rows]) if rows else None
 
 
-def validation_table(examples: Sequence[Example], renderer: Renderer, policy: Policy) -> Any:
+def validation_table(examples: Sequence[Example], renderer: Maker, policy: Policy) -> Any:
     """Return the rows whose loss is watched: those that can be rendered, cut as in training, or None."""
     limit = policy.max_length
     rows = [row for made in policy.make(renderer, examples) if not isinstance(made, BadRowError) for row in made]
@@ -125,11 +125,18 @@ def validation_table(examples: Sequence[Example], renderer: Renderer, policy: Po
     return _table([row for row in cut if row.supervised])
 
 
-def _key(source: Source, renderer: Renderer, policy: Policy, known: HeldOut) -> str:
+def _key(source: Source, renderer: Maker, policy: Policy, known: HeldOut) -> str:
     corpus = source.corpus
     tokenizer = renderer.tokenizer
     vocabulary = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    settings = [renderer.loss_on, renderer.separator, renderer.as_served, renderer.closes, sorted(renderer.stop_ids)]
+    settings = [
+        renderer.labels,
+        renderer.loss_on,
+        renderer.separator,
+        renderer.as_served,
+        renderer.closes,
+        sorted(renderer.stop_ids),
+    ]
     held = hashlib.sha256(repr(sorted(corpus.held)).encode()).hexdigest()
     scored = [hashlib.sha256(b"".join(sorted(part.exact))).hexdigest() for part in (known.given, known.set_aside)]
     return cache_key(

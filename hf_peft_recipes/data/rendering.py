@@ -37,6 +37,10 @@ class TokenRow:
         starts = range(0, len(self.input_ids), limit) if splits else [0]
         return [TokenRow(self.input_ids[start : start + limit], self.labels[start : start + limit]) for start in starts]
 
+    def marked(self) -> list[tuple[int, bool]]:
+        """Return every token, and whether it carries loss."""
+        return [(token, label != IGNORED) for token, label in zip(self.input_ids, self.labels, strict=True)]
+
     def columns(self) -> dict[str, Any]:
         """Return the row as a table has it."""
         return {"input_ids": self.input_ids, "labels": self.labels}
@@ -56,6 +60,9 @@ class _Draft:
 
 class Renderer:
     """Renders examples with one tokenizer: by its chat template, or as prompt, separator, answer and end token."""
+
+    labels: tuple[str, ...] = ()
+    """None: what a text goes on with is no choice of a few."""
 
     def __init__(self, tokenizer: Any, stop_ids: Sequence[int], loss_on: str, separator: str) -> None:
         """Args:

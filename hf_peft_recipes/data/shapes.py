@@ -1,9 +1,10 @@
-"""What an example becomes to be trained on: a row of tokens, a pair of answers, an answer that is judged."""
+"""What an example becomes to be trained on: a row of tokens, a pair of answers, an answer that is judged, a label."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from hf_peft_recipes.data.encoders import Maker
 from hf_peft_recipes.data.formats import BadRowError, Example
 from hf_peft_recipes.data.rendering import IGNORED, Renderer, TokenRow
 from hf_peft_recipes.errors import UserError
@@ -100,7 +101,7 @@ Made = Sequence[Row] | BadRowError
 """What becomes of an example: rows, or why none."""
 
 
-def _texts(renderer: Renderer, examples: Sequence[Example]) -> list[Made]:
+def _texts(renderer: Maker, examples: Sequence[Example]) -> list[Made]:
     return [row if isinstance(row, BadRowError) else [row] for row in renderer.rows(examples)]
 
 
@@ -148,9 +149,10 @@ def _refused(renderer: Renderer, examples: Sequence[Example]) -> list[TokenRow |
 class Shape:
     """A kind of row."""
 
-    make: Callable[[Renderer, Sequence[Example]], list[Made]]
+    make: Callable[[Any, Sequence[Example]], list[Made]]
+    """Given what makes token rows: a `Renderer`, or the `Encoder` of that shape."""
     columns: Mapping[str, str]
-    """Column to what it holds: `tokens`, or one `bool`."""
+    """Column to what it holds: `tokens`, one `bool`, one `number`."""
     formats: tuple[str, ...]
     """The formats of data that it is made of."""
 
@@ -161,12 +163,16 @@ _ANSWERS = (
     "messages", "prompt_completion", "alpaca", "question_answer", "source_target", "tokens_tags", "text_label",
     "mapped",
 )  # fmt: skip
+_SIDES_OF_TEXT = ("text_label", "prompt_completion", "alpaca", "question_answer", "source_target", "mapped")
 
 SHAPES = {
     "text": Shape(_texts, _TOKENS, (*_ANSWERS, "text")),
     "plain": Shape(_texts, _TOKENS, ("text",)),
     "pairs": Shape(_pairs, _SIDES, ("preference",)),
     "judged": Shape(_judged, {**_TOKENS, "label": "bool"}, ("feedback", "preference")),
+    "labelled": Shape(_texts, {"input_ids": "tokens", "labels": "number"}, _SIDES_OF_TEXT),
+    "tagged": Shape(_texts, _TOKENS, ("tokens_tags",)),
+    "rewritten": Shape(_texts, _TOKENS, _SIDES_OF_TEXT),
 }
 """Kinds of row by name."""
 
@@ -177,5 +183,5 @@ def check_shape(shape: str, overlong: str, loss_on: str) -> None:
         return
     if overlong == "split":
         raise UserError("data.overlong: split would tear an answer from its prompt; truncate, drop or error are wanted")
-    if loss_on == "all":
+    if loss_on == "all" and shape in ("pairs", "judged"):
         raise UserError("data.loss_on: all makes no difference between prompt and answer, which are compared here")

@@ -10,10 +10,10 @@ from typing import Any
 
 from hf_peft_recipes.data.columns import by_position
 from hf_peft_recipes.data.corpus import Corpus, Survey
+from hf_peft_recipes.data.encoders import Maker
 from hf_peft_recipes.data.formats import Example, detect_format
 from hf_peft_recipes.data.preparation import PreparedData, validation_table
 from hf_peft_recipes.data.reading import Examples, Source, check_loss_on, find_split
-from hf_peft_recipes.data.rendering import Renderer
 from hf_peft_recipes.data.shapes import SHAPES
 from hf_peft_recipes.data.sources import read_data
 from hf_peft_recipes.data.tokenization import Account, Fingerprints, HeldOut, Policy, entered
@@ -76,7 +76,7 @@ def read_stream(section: Mapping[str, Any], max_rows: int | None, dataset: Any =
 
 def tokenize_stream(
     examples: StreamedExamples,
-    renderer: Renderer,
+    renderer: Maker,
     max_length: int | None,
     section: Mapping[str, Any],
     seed: int,
@@ -110,7 +110,7 @@ def tokenize_stream(
             for row in entered(place, found, renderer, policy, aside, account):
                 yield row.columns()
 
-    types = {"tokens": List(Value("int32")), "bool": Value("bool")}
+    types = {"tokens": List(Value("int32")), "bool": Value("bool"), "number": Value("int32")}
     features = Features({name: types[kind] for name, kind in SHAPES[shape].columns.items()})
     stream = IterableDataset.from_generator(rows, features=features).shuffle(seed=seed, buffer_size=_SHUFFLED)
     validation = validation_table(examples.validation, renderer, policy)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hf_peft_recipes.data.corpus import SHOWN_BAD_ROWS, Corpus
+from hf_peft_recipes.data.encoders import Maker
 from hf_peft_recipes.data.formats import BadRowError, Example
-from hf_peft_recipes.data.rendering import Renderer
 from hf_peft_recipes.data.shapes import SHAPES, Made, Row
 from hf_peft_recipes.errors import UserError
 
@@ -34,7 +34,7 @@ class Policy:
     shape: str = "text"
     """Of the rows that are made, see `shapes`."""
 
-    def make(self, renderer: Renderer, examples: Sequence[Example]) -> list[Made]:
+    def make(self, renderer: Maker, examples: Sequence[Example]) -> list[Made]:
         """Return what becomes of each example, in order."""
         return SHAPES[self.shape].make(renderer, examples)
 
@@ -119,7 +119,7 @@ class HeldOut:
     """A training row like one of these is left out: it was set aside with it."""
 
 
-Job = tuple[Corpus, Renderer, Policy, HeldOut, Path | None]
+Job = tuple[Corpus, Maker, Policy, HeldOut, Path | None]
 """Corpus, renderer, policy, held-out rows, and the file to write; None keeps the token rows."""
 
 
@@ -147,7 +147,7 @@ def tokenize_part(job: Job) -> tuple[Account, list[Row]]:
     return account, rows
 
 
-def _pieces(corpus: Corpus, renderer: Renderer, policy: Policy, held_out: HeldOut, account: Account) -> Iterator[Row]:
+def _pieces(corpus: Corpus, renderer: Maker, policy: Policy, held_out: HeldOut, account: Account) -> Iterator[Row]:
     """Yield every row that is trained on, entering each example's fate in the account."""
     for placed in _batches(corpus.placed(), _BATCH):
         kept = []
@@ -170,7 +170,7 @@ def _pieces(corpus: Corpus, renderer: Renderer, policy: Policy, held_out: HeldOu
 
 
 def entered(
-    place: str, found: Example | str, renderer: Renderer, policy: Policy, held_out: HeldOut, account: Account
+    place: str, found: Example | str, renderer: Maker, policy: Policy, held_out: HeldOut, account: Account
 ) -> Iterator[Row]:
     """Yield what is trained on of one row of a stream, entering its fate in the account.
 
@@ -220,7 +220,7 @@ def _write(path: Path, rows: Iterator[Row], columns: Mapping[str, str]) -> None:
     """Write the rows as an Arrow stream, which `datasets` maps into memory as it is."""
     import pyarrow
 
-    types = {"tokens": pyarrow.list_(pyarrow.int32()), "bool": pyarrow.bool_()}
+    types = {"tokens": pyarrow.list_(pyarrow.int32()), "bool": pyarrow.bool_(), "number": pyarrow.int32()}
     schema = pyarrow.schema([(name, types[kind]) for name, kind in columns.items()])
     with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, schema) as stream:
         for some in _batches(rows, 1000):

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from hf_peft_recipes.data import Example, Renderer
+from hf_peft_recipes.data import Example, Maker, Renderer
 from hf_peft_recipes.data.formats import BadRowError
 from hf_peft_recipes.data.rendering import IGNORED, TokenRow
 from hf_peft_recipes.errors import UserError
@@ -45,7 +45,7 @@ def batch_tokens(model: Any) -> int:
     return min(BATCH_TOKENS, BATCH_LOGIT_BYTES // (4 * int(model.config.get_text_config().vocab_size)))
 
 
-def heaviest(model: Any, renderer: Renderer, examples: Sequence[Example], batch_size: int) -> list[Example]:
+def heaviest(model: Any, renderer: Maker, examples: Sequence[Example], batch_size: int) -> list[Example]:
     """Return the examples that ask most of memory when they are scored: the longest ones.
 
     Args:
@@ -54,7 +54,7 @@ def heaviest(model: Any, renderer: Renderer, examples: Sequence[Example], batch_
         examples: held-out rows.
         batch_size: that are answered at a time; so many are returned, and as many as two batches of scoring take.
     """
-    lengths = [len(scored_row(row).input_ids) for row in renderer.rows(examples)]
+    lengths = [0 if isinstance(row, BadRowError) else row.length for row in renderer.rows(examples)]
     order = sorted(range(len(examples)), key=lambda index: -lengths[index])
     room, taken = 2 * batch_tokens(model), 0
     while taken < len(order) and (taken < batch_size or room > 0):

@@ -16,6 +16,12 @@ class RowScore:
     """The same two figures of the refused answer of a pair."""
     wanted: bool | None = None
     """Of a judged answer, whether it is wanted."""
+    values: tuple[float, float] | None = None
+    """Of a pair, the scores that a reward model gives the wanted answer and the refused one."""
+    tags: tuple[str, ...] | None = None
+    """Of a row of tokens, the tag that the model gives each: O, B-kind, I-kind …"""
+    reference_tags: tuple[str, ...] | None = None
+    """And the right ones, as many."""
 
     @property
     def chosen(self) -> tuple[float, int]:

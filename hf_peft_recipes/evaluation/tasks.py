@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hf_peft_recipes.data import Example, Renderer
+from hf_peft_recipes.data import Example, Maker, Renderer
+from hf_peft_recipes.evaluation.head_scores import SCORED, with_answers
 from hf_peft_recipes.evaluation.losses import row_losses
 from hf_peft_recipes.evaluation.scores import RowScore
 from hf_peft_recipes.generation import generate
+from hf_peft_recipes.heads import head_of
 from hf_peft_recipes.scorers.label import normalized
 
 MAX_CLASSES = 20
@@ -16,9 +18,11 @@ _ROWS_PER_CLASS = 5
 _EXACT_ANSWER_CHARACTERS = 32
 _ANSWERED = ("classification", "exact_match")
 """Tasks for which the model has to write answers."""
+_OF_HEAD = {"sequence_classification": "classification", "token_classification": "entities", "reward": "scored"}
+"""What models are scored by that write nothing."""
 
 
-def find_task(examples: Sequence[Example], task: str) -> str:
+def find_task(examples: Sequence[Example], task: str, head: str = "causal_lm") -> str:
     """Return how the examples are scored: `classification`, `exact_match`, `preference`, `judged` or `text`.
 
     The last is by loss and perplexity alone.
@@ -27,9 +31,10 @@ def find_task(examples: Sequence[Example], task: str) -> str:
         examples: held-out rows.
         task: the recipe's word; `auto` looks at the answers: pairs and judged ones are told as such, a few that recur
             are labels, short ones are matched.
+        head: what the model gives out; it decides where that is no text.
     """
-    if task != "auto":
-        return task
+    if task != "auto" or head in _OF_HEAD:
+        return _OF_HEAD.get(head, task)
     if any(example.rejected for example in examples):
         return "preference"
     if any(example.label is not None for example in examples):
@@ -48,12 +53,13 @@ def find_task(examples: Sequence[Example], task: str) -> str:
 
 def score_rows(
     model: Any,
-    renderer: Renderer,
+    renderer: Maker,
     examples: Sequence[Example],
     task: str,
     section: Mapping[str, Any],
     stop_ids: Sequence[int],
     max_length: int | None,
+    head: str = "causal_lm",
 ) -> list[RowScore]:
     """Return the score of every example, in order.
 
@@ -65,7 +71,11 @@ def score_rows(
         section: the recipe's `evaluation` section.
         stop_ids: ids that end an answer.
         max_length: tokens of a row beyond this are not scored; None for all.
+        head: what the model gives out.
     """
+    if head in SCORED:
+        return _by_head(head, model, renderer, examples, task, section, max_length)
+    assert isinstance(renderer, Renderer)
     losses = row_losses(model, renderer, examples, max_length)
     answers: list[str | None] = [None] * len(examples)
     if task in _ANSWERED and examples:
@@ -87,6 +97,23 @@ def score_rows(
         return scores
     refused = row_losses(model, renderer, [example.refused for example in examples], max_length)
     return [replace(score, rejected=loss) for score, loss in zip(scores, refused, strict=True)]
+
+
+def _by_head(
+    head: str,
+    model: Any,
+    renderer: Maker,
+    examples: Sequence[Example],
+    task: str,
+    section: Mapping[str, Any],
+    max_length: int | None,
+) -> list[RowScore]:
+    """Return the scores of a model that does not write on."""
+    scores = SCORED[head](head_of(head), model, renderer, examples, max_length)
+    if head != "seq2seq_lm" or not examples or task == "text":
+        return scores
+    tokens = answer_tokens(renderer.tokenizer, examples, section)
+    return with_answers(scores, model, renderer, examples, tokens, section["batch_size"])
 
 
 def answer_tokens(tokenizer: Any, examples: Sequence[Example], section: Mapping[str, Any]) -> int:

@@ -13,17 +13,19 @@ from typing import Any
 import torch
 
 from hf_peft_recipes import certificate, models, trained
-from hf_peft_recipes.data import Example, Renderer
+from hf_peft_recipes.data import Encoder, Example, Maker
+from hf_peft_recipes.data.formats import BadRowError
 from hf_peft_recipes.data.rendering import TokenRow
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.evaluation import Metrics, find_task
+from hf_peft_recipes.heads import find_head, head_of
 from hf_peft_recipes.measure.facts import installed_versions
 from hf_peft_recipes.merging import combination, divergence, output
 from hf_peft_recipes.merging.request import MergeRequest, check
 from hf_peft_recipes.merging.texts import TEXTS
 from hf_peft_recipes.merging.variants import VARIANTS, build, possible_variants
-from hf_peft_recipes.objectives import find_objective
 from hf_peft_recipes.spec import ResolvedRecipe
+from hf_peft_recipes.spec.objectives import objective_facts
 from hf_peft_recipes.trained import TrainedModel
 
 SCHEMA_VERSION = 1
@@ -33,7 +35,7 @@ SCHEMA_VERSION = 1
 class Yardstick:
     """What merged models are held to."""
 
-    rows: list[TokenRow]
+    rows: Sequence[Any]
     """On which they are compared with the unmerged model."""
     examples: Sequence[Example]
     """Held-out rows for the task's metrics; empty where they cannot be read any more."""
@@ -84,13 +86,15 @@ def merge(recipe: ResolvedRecipe, record: Mapping[str, Any], request: MergeReque
                 last = name
         best = _best(figures)
         stops, tokenizer = unmerged.stop_ids, unmerged.renderer.tokenizer
+        loading = find_head(recipe.objective).loading(unmerged.renderer.labels, tokenizer)
         del unmerged
         _release()
         if best != last or model is None:
             model = None
             _release()
-            model = build(best, recipe, adapter)
-    _set_stops(model, stops, tokenizer)
+            model = build(best, recipe, adapter, loading)
+    if getattr(model, "generation_config", None) is not None:
+        _set_stops(model, stops, tokenizer)
     made: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "run": {"folder": str(request.folder.resolve()), "recipe": record["recipe"], "started": record["started"]},
@@ -110,7 +114,7 @@ def merge(recipe: ResolvedRecipe, record: Mapping[str, Any], request: MergeReque
         "files": {},
     }
     request.say(f"writing {best} to {request.target}")
-    class_name = find_objective(recipe.objective).model_class().__name__
+    class_name = find_head(recipe.objective).model_class().__name__
     loading = {"dtype": str(model.dtype).removeprefix("torch.")}
     statement = certificate.state(model, tokenizer, stops, class_name, loading, whole=True)
     output.save(model, tokenizer, made, statement, request)
@@ -149,14 +153,21 @@ def _tried(
 ) -> tuple[dict[str, Any], Any]:
     """Return the figures of a variant and its model; the reason and None where it cannot be made."""
     begun = time.perf_counter()
+    head = find_head(recipe.objective)
+    loading = head.loading(unmerged.renderer.labels, unmerged.renderer.tokenizer)
     try:
-        model = _placed(build(name, recipe, adapter), unmerged.model.device)
+        model = _placed(build(name, recipe, adapter, loading), unmerged.model.device)
     except UserError as error:
         return {"error": str(error)}, None
     except torch.OutOfMemoryError:
         return {"error": "no room beside the unmerged model on this GPU"}, None
     length = record["data"]["ledger"]["max_length"]
-    moved = divergence.measure(unmerged.model, model, yardstick.rows, length)
+    rows, kind = yardstick.rows, objective_facts(recipe.objective).head
+    if kind == "causal_lm":
+        moved = divergence.measure(unmerged.model, model, rows, length)
+    else:
+        tokenizer = unmerged.renderer.tokenizer
+        moved = divergence.measure_head(head_of(kind), unmerged.model, model, rows, tokenizer, length)
     figures = {
         "dtype": str(model.dtype).removeprefix("torch."),
         "size_bytes": output.size_bytes(model),
@@ -198,13 +209,19 @@ def _yardstick(unmerged: TrainedModel, record: Mapping[str, Any], request: Merge
     except UserError as error:
         request.say(f"no held-out rows ({error}): comparing on fixed texts instead, without the task's metrics")
         return Yardstick(_token_rows(renderer), [], "text", "fixed texts")
-    rows = [row for row in renderer.rows(examples.held_out) if isinstance(row, TokenRow)]
-    section = recipe.section("evaluation") or {}
+    rows = [row for row in renderer.rows(examples.held_out) if not isinstance(row, BadRowError)]
     source = f"{len(rows)} rows of {examples.held_out_split}"
-    return Yardstick(rows, examples.held_out, find_task(examples.held_out, section["task"]), source)
+    return Yardstick(rows, examples.held_out, _task(recipe, examples.held_out), source)
 
 
-def _token_rows(renderer: Renderer) -> list[TokenRow]:
+def _task(recipe: ResolvedRecipe, held_out: Sequence[Example]) -> str:
+    asked = (recipe.section("evaluation") or {})["task"]
+    return find_task(held_out, asked, objective_facts(recipe.objective).head)
+
+
+def _token_rows(renderer: Maker) -> Sequence[Any]:
+    if isinstance(renderer, Encoder):
+        return renderer.unlabelled(TEXTS)
     encoded = renderer.tokenizer(list(TEXTS)).input_ids
     return [TokenRow(list(ids), list(ids)) for ids in encoded]
 

@@ -9,8 +9,8 @@ import torch
 
 from hf_peft_recipes import adapters, models
 from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.heads import find_head
 from hf_peft_recipes.merging.request import VARIANT_NAMES
-from hf_peft_recipes.objectives import find_objective
 from hf_peft_recipes.spec import ResolvedRecipe
 
 
@@ -46,20 +46,21 @@ def possible_variants(recipe: ResolvedRecipe) -> list[str]:
     return list(VARIANTS) if recipe.section("quantization") else ["bf16"]
 
 
-def build(name: str, recipe: ResolvedRecipe, adapter: Path) -> Any:
+def build(name: str, recipe: ResolvedRecipe, adapter: Path, loading: Mapping[str, Any]) -> Any:
     """Return the base of the variant with the adapter merged into it: a plain model of transformers.
 
     Args:
         name: a key of `VARIANTS`.
         recipe: the run's.
         adapter: the adapter's folder.
+        loading: keyword arguments that the base's head needs.
 
     Raises:
         UserError: the base cannot be loaded, or PEFT cannot merge this adapter into it.
     """
     variant, quantization = VARIANTS[name], recipe.section("quantization")
-    model_class = find_objective(recipe.objective).model_class()
-    base = models.load_base(model_class, recipe.section("model"), quantization if variant.dequantizes else None)
+    model_class, kept = find_head(recipe.objective).model_class(), quantization if variant.dequantizes else None
+    base = models.load_base(model_class, recipe.section("model"), kept, loading)
     if getattr(base, "hf_quantizer", None) is not None:
         quantization = quantization or _arguments(base.config.quantization_config)
         # What comes out of 4 bits has the type that the files were made in, the rest that which the run asked for.
@@ -68,7 +69,9 @@ def build(name: str, recipe: ResolvedRecipe, adapter: Path) -> Any:
     # Of the names as they will be again once the adapter is gone.
     dtypes = {key: parameter.dtype for key, parameter in base.named_parameters()}
     merged = merge_adapter(adapters.load_adapter(base, adapter), dtypes, base.dtype)
-    return models.quantize(merged, quantization or {}).eval() if variant.requantizes else merged
+    if not variant.requantizes:
+        return merged
+    return models.quantize(merged, (models.beside_head(quantization) if loading else quantization) or {}).eval()
 
 
 def merge_adapter(model: Any, dtypes: Mapping[str, torch.dtype], dtype: torch.dtype) -> Any:

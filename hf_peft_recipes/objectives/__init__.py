@@ -1,4 +1,4 @@
-"""One file an objective: which trainer, which model class, which of PEFT's task types."""
+"""One file an objective: which trainer, with which arguments."""
 
 from importlib import import_module
 from typing import Any, Protocol
@@ -9,11 +9,6 @@ from hf_peft_recipes.spec.objectives import objective_facts
 
 class Objective(Protocol):
     """What every file of this folder offers that is named after an objective."""
-
-    TASK_TYPE: str
-
-    def model_class(self) -> Any:
-        """Return the transformers class that loads the base."""
 
     def training_arguments(self, arguments: dict[str, Any]) -> Any:
         """Return the config object that the trainer takes.

@@ -2,25 +2,17 @@
 
 from typing import Any
 
-from transformers import AutoModelForCausalLM
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
 from hf_peft_recipes.data import PreparedData
 from hf_peft_recipes.objectives.collation import SideCollator
 from hf_peft_recipes.objectives.trainers import Cardless, make_arguments, make_trainer
 
-TASK_TYPE = "CAUSAL_LM"
-
 
 class _Trainer(Cardless, CPOTrainer):
     def tokenize_row(self, feature: Any, *_: Any, **__: Any) -> dict[str, Any]:
         """Leave the row as it is: tokens, with labels that say which belong to an answer."""
         return {}
-
-
-def model_class() -> Any:
-    """Return the class that loads the base."""
-    return AutoModelForCausalLM
 
 
 def training_arguments(arguments: dict[str, Any]) -> Any:

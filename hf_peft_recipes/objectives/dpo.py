@@ -7,15 +7,12 @@ supervised fine-tuning it is that fine-tuned model, and not the base. A model tr
 import copy
 from typing import Any
 
-from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from hf_peft_recipes.data import PreparedData
 from hf_peft_recipes.data.shapes import SHAPES
 from hf_peft_recipes.objectives.collation import PairCollator
 from hf_peft_recipes.objectives.trainers import Cardless, make_arguments, make_trainer
-
-TASK_TYPE = "CAUSAL_LM"
 
 
 class _Trainer(Cardless, DPOTrainer):
@@ -25,11 +22,6 @@ class _Trainer(Cardless, DPOTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = [*SHAPES["pairs"].columns, "ref_chosen_logps", "ref_rejected_logps"]
-
-
-def model_class() -> Any:
-    """Return the class that loads the base."""
-    return AutoModelForCausalLM
 
 
 def training_arguments(arguments: dict[str, Any]) -> Any:

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-from transformers import AutoModelForCausalLM
 from trl import KTOConfig, KTOTrainer
 
 from hf_peft_recipes.data import PreparedData
@@ -11,8 +10,6 @@ from hf_peft_recipes.data.shapes import SHAPES
 from hf_peft_recipes.objectives.collation import JudgedCollator
 from hf_peft_recipes.objectives.dpo import reference_of
 from hf_peft_recipes.objectives.trainers import Cardless, make_arguments, make_trainer
-
-TASK_TYPE = "CAUSAL_LM"
 
 
 class _Trainer(Cardless, KTOTrainer):
@@ -22,11 +19,6 @@ class _Trainer(Cardless, KTOTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = [*SHAPES["judged"].columns, "ref_logps", "ref_KL_logps"]
-
-
-def model_class() -> Any:
-    """Return the class that loads the base."""
-    return AutoModelForCausalLM
 
 
 def training_arguments(arguments: dict[str, Any]) -> Any:

@@ -5,15 +5,12 @@ Upstream counts the prompt's tokens in the first of the two; the paper, and this
 
 from typing import Any
 
-from transformers import AutoModelForCausalLM
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from hf_peft_recipes.data import PreparedData
 from hf_peft_recipes.data.rendering import IGNORED
 from hf_peft_recipes.objectives.collation import SideCollator
 from hf_peft_recipes.objectives.trainers import Cardless, make_arguments, make_trainer
-
-TASK_TYPE = "CAUSAL_LM"
 
 
 class _Trainer(Cardless, ORPOTrainer):
@@ -28,11 +25,6 @@ class _Trainer(Cardless, ORPOTrainer):
         tokens = (batch["chosen_labels"][:, 1:] != IGNORED).sum(1).to(chosen.device)
         loss = -(chosen * tokens).sum() / tokens.sum()
         return (chosen, rejected, chosen_logits, rejected_logits, loss, *router)
-
-
-def model_class() -> Any:
-    """Return the class that loads the base."""
-    return AutoModelForCausalLM
 
 
 def training_arguments(arguments: dict[str, Any]) -> Any:

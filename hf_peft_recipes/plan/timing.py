@@ -20,6 +20,7 @@ from hf_peft_recipes.data import PreparedData
 from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.heads import find_head
 from hf_peft_recipes.measure.clock import Step, StepClock
 from hf_peft_recipes.models import load_tokenizer, quantize
 from hf_peft_recipes.objectives import find_objective
@@ -93,7 +94,7 @@ def _steps(job: Job, recipe: ResolvedRecipe, layers: int, rows: Sequence[dict[st
 
     objective = find_objective(recipe.objective)
     set_seed(0)
-    model = _model(job, recipe, layers, objective.TASK_TYPE)
+    model = _model(job, recipe, layers, find_head(recipe.objective).TASK_TYPE)
     with tempfile.TemporaryDirectory() as folder:
         alone = {
             "eval_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True,

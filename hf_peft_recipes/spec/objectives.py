@@ -15,12 +15,16 @@ class ObjectiveFacts:
     """Of the rows that are trained on, see `data.shapes`."""
     title: str
     """What people call it."""
+    head: str = "causal_lm"
+    """What its models give out: the room of `heads/` of that name."""
 
     @property
     def packs(self) -> bool:
         """Whether rows can be packed, which the faster paths through a model and its plan are made for."""
         return self.shape in ("text", "plain")
 
+
+_TASK = "hf_peft_recipes.objectives.task_arguments.TaskArguments"
 
 OBJECTIVES = {
     "sft": ObjectiveFacts("trl.trainer.sft_config.SFTConfig", "text", "supervised fine-tuning"),
@@ -32,6 +36,15 @@ OBJECTIVES = {
     ),
     "cpo": ObjectiveFacts(
         "trl.experimental.cpo.cpo_config.CPOConfig", "pairs", "contrastive preference optimisation (CPO)"
+    ),
+    "reward": ObjectiveFacts("trl.trainer.reward_config.RewardConfig", "pairs", "reward modelling", "reward"),
+    "classify": ObjectiveFacts(_TASK, "labelled", "sequence classification", "sequence_classification"),
+    "tag": ObjectiveFacts(_TASK, "tagged", "token classification", "token_classification"),
+    "seq2seq": ObjectiveFacts(
+        "hf_peft_recipes.objectives.task_arguments.RewritingArguments",
+        "rewritten",
+        "sequence-to-sequence training",
+        "seq2seq_lm",
     ),
 }
 """Objectives by name; the module of the same name in `objectives/` trains them."""
