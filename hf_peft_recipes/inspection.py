@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_peft_recipes import models
 from hf_peft_recipes.data import Example, Examples, Maker
+from hf_peft_recipes.data.encoders import LabelledRow
 from hf_peft_recipes.data.formats import BadRowError
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.preflight import RunRequest, examine_data
@@ -93,6 +94,7 @@ def _shown(place: str, at: int, example: Example, tokenized: Tokenized) -> dict[
         "index": at,
         "length": length,
         "supervised": row.supervised,
+        "label": example.reference if isinstance(row, LabelledRow) else None,
         "cuts": list(range(limit, length, limit)) if limit else [],
         "tokens": [
             {"id": token, "text": text, "supervised": supervised, "special": token in special}

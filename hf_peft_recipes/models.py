@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes import four_bit
-from hf_peft_recipes.embedded import MODEL_DIR
+from hf_peft_recipes.embedded import EMBEDDED
 from hf_peft_recipes.errors import UserError, did_you_mean
 
 _CONFIG_KEYS = ("revision", "trust_remote_code", "subfolder", "cache_dir")
@@ -24,7 +24,7 @@ class ParameterCount:
 def base_location(model_section: Mapping[str, Any] | None) -> str:
     """Return the path or Hub id that the section names; the embedded model's folder when it names none."""
     name = (model_section or {}).get("name_or_path")
-    return str(MODEL_DIR) if name is None else str(name)
+    return str(EMBEDDED[name]) if name in EMBEDDED else str(name)
 
 
 def check_base(model_section: Mapping[str, Any] | None) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hf_peft_recipes import registry
 from hf_peft_recipes.api.runs import RunResult
 from hf_peft_recipes.device import Device, detect_device, named_device
+from hf_peft_recipes.embedded import EMBEDDED
 from hf_peft_recipes.errors import UnplannedError, UserError
 from hf_peft_recipes.spec import Override, ResolvedRecipe, compose, recipe_file, resolve, shown
 
@@ -157,12 +158,11 @@ class Recipe:
             config: Mapping[str, Any]
             config, source = config_values(model.config), type(model).__name__
         else:
-            from hf_peft_recipes.embedded import MODEL_DIR
+            from hf_peft_recipes.models import base_location
             from hf_peft_recipes.plan.configs import read_base
             from hf_peft_recipes.plan.stored import read_stored
 
-            name = section.get("name_or_path")
-            source = str(MODEL_DIR) if name is None else str(name)
+            source = base_location(section)
             config, folder = read_base(source, section.get("revision"))
             stored = read_stored(folder, source)
         documents = self._documents(resolved) if data else None
@@ -312,9 +312,9 @@ class Recipe:
         """Return the recipe for training: with neither model nor data, that of the embedded demo."""
         from hf_peft_recipes.lineage import continued
 
-        named = [self.resolved.value("model.name_or_path"), self.resolved.value("data.dataset")]
-        given = [self.objects.get("model"), self.objects.get("dataset")]
-        return continued(self.decide(all(value is None for value in [*named, *given]), device))
+        ours = self.resolved.value("model.name_or_path") in EMBEDDED and self.resolved.value("data.dataset") is None
+        theirs = any(self.objects.get(name) is not None for name in ("model", "dataset"))
+        return continued(self.decide(ours and not theirs, device))
 
     def _request(self, output_dir: str | Path | None, command: str, **options: Any) -> "RunRequest":
         from hf_peft_recipes.preflight import RunRequest

@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from hf_peft_recipes.card.facts import has_local_data, is_demo
 from hf_peft_recipes.card.publication import Publication
+from hf_peft_recipes.spec.objectives import OBJECTIVES, PIPELINES
 
 # https://huggingface.co/docs/hub/repositories-licenses, November 2026.
 _KNOWN_LICENSES = """
@@ -42,7 +43,7 @@ def card_data(record: Mapping[str, Any], recipe: Mapping[str, Any], publication:
         base_model=publication.base_model,
         base_model_relation=publication.relation,
         library_name="peft" if publication.has_adapter else "transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=_pipeline(record),
         tags=list(dict.fromkeys(tags)),
         datasets=list(publication.datasets) or None,
         language=list(publication.language) or None,
@@ -50,6 +51,11 @@ def card_data(record: Mapping[str, Any], recipe: Mapping[str, Any], publication:
         eval_results=_eval_results(record, publication) or None,
         **_license(publication),
     )
+
+
+def _pipeline(record: Mapping[str, Any]) -> str:
+    """Return the Hub's name of what the model does."""
+    return PIPELINES[OBJECTIVES[record["objective"]].head]
 
 
 def _license(publication: Publication) -> dict[str, str]:
@@ -71,8 +77,8 @@ def _eval_results(record: Mapping[str, Any], publication: Publication) -> list[E
     intervals = metrics.get("intervals", {}).get("after", {})
     return [
         EvalResult(
-            task_type="text-generation",
-            task_name="Text Generation",
+            task_type=_pipeline(record),
+            task_name=_pipeline(record).replace("-", " ").title(),
             **_dataset(record, publication),
             dataset_split=metrics.get("split"),
             metric_type=_METRIC_TYPES.get(name, name),

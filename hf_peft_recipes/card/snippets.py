@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hf_peft_recipes.card.code import call, dtype_of, literal, quantization_code
+from hf_peft_recipes.card.head_snippets import head_code
 from hf_peft_recipes.card.publication import Publication
+from hf_peft_recipes.spec.objectives import OBJECTIVES
 
 PROMPT = "Your prompt, in the form of the training data"
 TEXT_PROMPT = "The beginning of a text"
@@ -31,6 +34,9 @@ def snippets(record: Mapping[str, Any], recipe: Mapping[str, Any], publication: 
         recipe: what `recipe.yaml` holds.
         publication: where the run is published.
     """
+    if (head := OBJECTIVES[record["objective"]].head) != "causal_lm":
+        title = "PEFT" if publication.has_adapter else "transformers"
+        return [Snippet(title, "python", head_code(head, record, recipe, publication))]
     asked = _Asked(record, recipe)
     made = [_with_peft(recipe, publication, asked)] if publication.has_adapter else []
     made.append(_with_transformers(recipe, publication, asked))
@@ -68,14 +74,14 @@ def _with_peft(recipe: Mapping[str, Any], publication: Publication, asked: _Aske
     quantization = recipe.get("quantization")
     classes = "AutoModelForCausalLM, AutoTokenizer" + (", BitsAndBytesConfig" if quantization else "")
     lines = ["from peft import PeftModel", f"from transformers import {classes}", ""]
-    options = [f'dtype="{_dtype(recipe)}"', 'device_map="auto"']
+    options = [f'dtype="{dtype_of(recipe)}"', 'device_map="auto"']
     if publication.base_revision:
         options.insert(0, f'revision="{publication.base_revision}"')
     if quantization:
-        lines.append(_quantization(quantization))
+        lines.append(quantization_code(quantization))
         options.append("quantization_config=quantization")
     lines += [
-        _call("base = AutoModelForCausalLM.from_pretrained", [f'"{publication.base_model}"', *options]),
+        call("base = AutoModelForCausalLM.from_pretrained", [f'"{publication.base_model}"', *options]),
         f'model = PeftModel.from_pretrained(base, "{publication.repo_id}").eval()',
         f'tokenizer = AutoTokenizer.from_pretrained("{publication.repo_id}")',
         "",
@@ -89,12 +95,12 @@ def _with_peft(recipe: Mapping[str, Any], publication: Publication, asked: _Aske
         ]
     else:
         lines += [
-            f"prompt = {_literal(asked.plain)}",
+            f"prompt = {literal(asked.plain)}",
             'inputs = tokenizer(prompt, return_tensors="pt").to(model.device)',
         ]
     lines += [
         *_ends(asked),
-        _call("output = model.generate", ["**inputs", *_generation(asked)]),
+        call("output = model.generate", ["**inputs", *_generation(asked)]),
         'answer = output[0, inputs["input_ids"].shape[1] :]',
         "print(tokenizer.decode(answer, skip_special_tokens=True))",
     ]
@@ -105,22 +111,22 @@ def _with_peft(recipe: Mapping[str, Any], publication: Publication, asked: _Aske
 def _with_transformers(recipe: Mapping[str, Any], publication: Publication, asked: _Asked) -> Snippet:
     quantization = recipe.get("quantization") if publication.has_adapter else None
     classes = "AutoModelForCausalLM, AutoTokenizer" + (", BitsAndBytesConfig" if quantization else "") + ", pipeline"
-    dtype = _dtype(recipe) if publication.has_adapter else "auto"
+    dtype = dtype_of(recipe) if publication.has_adapter else "auto"
     options = [f'dtype="{dtype}"', 'device_map="auto"']
     if quantization:
         options.append("quantization_config=quantization")
-    asks = json.dumps(asked.messages, ensure_ascii=False) if asked.has_template else _literal(asked.plain)
+    asks = json.dumps(asked.messages, ensure_ascii=False) if asked.has_template else literal(asked.plain)
     lines = [
         f"from transformers import {classes}",
         "",
-        *([_quantization(quantization)] if quantization else []),
-        _call("model = AutoModelForCausalLM.from_pretrained", [f'"{publication.repo_id}"', *options]),
+        *([quantization_code(quantization)] if quantization else []),
+        call("model = AutoModelForCausalLM.from_pretrained", [f'"{publication.repo_id}"', *options]),
         f'tokenizer = AutoTokenizer.from_pretrained("{publication.repo_id}")',
         'generate = pipeline("text-generation", model=model, tokenizer=tokenizer)',
         "",
         *_ends(asked),
         f"{'messages' if asked.has_template else 'prompt'} = {asks}",
-        _call(
+        call(
             "answers = generate",
             ["messages" if asked.has_template else "prompt", *_generation(asked), "return_full_text=False"],
         ),
@@ -144,7 +150,7 @@ def _vllm_serve(recipe: Mapping[str, Any], publication: Publication) -> str | No
     words = [f"vllm serve {publication.base_model}"]
     words += [f"--revision {publication.base_revision}"] if publication.base_revision else []
     words += [f"--tokenizer {publication.repo_id}"] if end else []
-    words += ["--dtype bfloat16"] if _dtype(recipe) != "float16" else ["--dtype float16"]
+    words += ["--dtype bfloat16"] if dtype_of(recipe) != "float16" else ["--dtype float16"]
     words += ["--quantization bitsandbytes"] if recipe.get("quantization") else []
     words += [f"--enable-lora --max-lora-rank {limit}", f"--lora-modules {publication.name}={publication.repo_id}"]
     return " \\\n  ".join(words)
@@ -174,26 +180,3 @@ def _ends(asked: _Asked) -> list[str]:
         "ends = model.generation_config.eos_token_id",
         "ends = [tokenizer.eos_token_id, *([ends] if isinstance(ends, int) else ends or [])]",
     ]
-
-
-def _quantization(section: Mapping[str, Any]) -> str:
-    values = {key: value for key, value in section.items() if value is not None}
-    # A text is quoted as JSON does it, with the marks that Python's formatters take.
-    keywords = [f"{key}={_literal(value) if isinstance(value, str) else repr(value)}" for key, value in values.items()]
-    return _call("quantization = BitsAndBytesConfig", keywords)
-
-
-def _dtype(recipe: Mapping[str, Any]) -> str:
-    return str((recipe.get("model") or {}).get("dtype") or "auto")
-
-
-def _call(function: str, arguments: list[str]) -> str:
-    """Return the call on one line where there is room, else with an argument a line."""
-    line = f"{function}({', '.join(arguments)})"
-    if len(line) <= 100:
-        return line
-    return f"{function}(\n" + "".join(f"    {argument},\n" for argument in arguments) + ")"
-
-
-def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

@@ -14,6 +14,7 @@ from hf_peft_recipes.cli.flags import parse_flags
 from hf_peft_recipes.cli.printing import print_json, print_rich
 from hf_peft_recipes.cli.publishing import HUB, BaseModel, CreatePr, PushBase, Tag, print_outcome
 from hf_peft_recipes.cli.recipes import AsJson, Exact, Name
+from hf_peft_recipes.embedded import EMBEDDED
 from hf_peft_recipes.errors import UserError
 
 RUN, LAUNCH = "The run", "Several processes"
@@ -126,7 +127,7 @@ def train_command(
             launching.launch(words, 1 if num_processes is None else num_processes, accelerate_config, on_cpu)
         )
     main = launching.rank_from_environment() == 0
-    if main and recipe.resolved.value("model.name_or_path") is None and recipe.resolved.value("data.dataset"):
+    if main and recipe.resolved.value("model.name_or_path") in EMBEDDED and recipe.resolved.value("data.dataset"):
         print("no --model: the embedded tiny model is trained", file=sys.stderr)
     command = shlex.join(["hf-peft-recipes", *sys.argv[1:]])
     result = recipe.train(

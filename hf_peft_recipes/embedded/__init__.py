@@ -1,13 +1,21 @@
 """The embedded model and data; `make.py` beside this file produces both."""
 
 import json
+import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hf_peft_recipes.embedded.reviews import ADJECTIVES, DOMAINS, question
+
 MODEL_DIR = Path(__file__).parent / "model"
+REWRITER_DIR = Path(__file__).parent / "rewriter"
+"""An encoder and a decoder; `make_rewriter.py` makes it."""
+EMBEDDED = {None: MODEL_DIR, "embedded:rewriter": REWRITER_DIR}
+"""What a recipe may call the models that ship, to their folders."""
 DATA_DIR = Path(__file__).parent / "data"
 
 
@@ -54,4 +62,36 @@ def _plain(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
     return [{"text": f"{row['prompt']}\n{row['completion']}"} for row in rows]
 
 
-_MADE = {"pairs": _pairs, "judged": _judged, "plain": _plain}
+def _tagged(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """Say of each review which words praise, which blame, and of what the reviews speak."""
+    before, after = question("|").split("|")
+    reviews = [row["prompt"].removeprefix(before).removesuffix(after) for row in rows]
+    return [dict(zip(("tokens", "tags"), _tags(review), strict=True)) for review in reviews]
+
+
+def _tags(review: str) -> tuple[list[str], list[str]]:
+    spans = [(match.span(), kind) for kind, pattern in _patterns().items() for match in pattern.finditer(review)]
+    words = list(re.finditer(r"\w+|[^\w\s]", review))
+    tags = ["O"] * len(words)
+    for (start, end), kind in spans:
+        inside = [number for number, word in enumerate(words) if start <= word.start() and word.end() <= end]
+        for place, number in enumerate(inside):
+            tags[number] = f"{'I' if place else 'B'}-{kind}"
+    return [word[0] for word in words], tags
+
+
+def _any_of(words: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted({re.escape(word) for word in words}, key=lambda word: (-len(word), word))
+    return re.compile(rf"\b(?:{'|'.join(longest_first)})\b")
+
+
+@cache
+def _patterns() -> dict[str, re.Pattern[str]]:
+    return {
+        "BLAME": _any_of(word for bad, _ in ADJECTIVES.values() for word in bad),
+        "PRAISE": _any_of(word for _, good in ADJECTIVES.values() for word in good),
+        "SUBJECT": _any_of(noun for domain in DOMAINS for nouns in domain.nouns.values() for noun in nouns),
+    }
+
+
+_MADE = {"pairs": _pairs, "judged": _judged, "plain": _plain, "tagged": _tagged}

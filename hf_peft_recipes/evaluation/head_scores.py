@@ -45,9 +45,9 @@ def tagged(
         for at, number in enumerate(numbers):
             own = rows == at
             places = renderer.positions(examples[number])
-            tags_at = dict(
-                zip(sorted({place for place in places if place is not None}), found[own].tolist(), strict=False)
-            )
+            carrying = sorted({place for place in places if place is not None})
+            # Those beyond the limit are missing at the end.
+            tags_at = dict(zip(carrying, found[own].tolist(), strict=False))
             tags = tuple(renderer.labels[tags_at[place]] if place in tags_at else outside for place in places)
             scores[number] = RowScore(
                 float(losses[own].sum()), int(own.sum()), reference=str(examples[number].reference),

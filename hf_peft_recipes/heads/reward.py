@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hf_peft_recipes.heads.padding import PADDED_TO
 from hf_peft_recipes.heads.sequence_classification import TASK_TYPE, answer, loading, model_class, values
 
 __all__ = ["TASK_TYPE", "answer", "collator", "loading", "logits", "model_class", "values"]
@@ -12,7 +13,7 @@ def collator(tokenizer: Any) -> Any:
     """Return what pads rows of token ids; it leaves other columns out, as a score is of the whole row."""
     from transformers import DataCollatorWithPadding
 
-    pad = DataCollatorWithPadding(tokenizer)
+    pad = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PADDED_TO)
     return lambda rows: pad([{"input_ids": row["input_ids"]} for row in rows])
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_peft_recipes.generation import generate, inference
+from hf_peft_recipes.heads.padding import PADDED_TO
 
 TASK_TYPE = "SEQ_2_SEQ_LM"
 
@@ -41,7 +42,7 @@ def collator(tokenizer: Any) -> Any:
     """Return what pads sources and targets; the model shifts the targets itself."""
     from transformers import DataCollatorForSeq2Seq
 
-    return DataCollatorForSeq2Seq(tokenizer)
+    return DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=PADDED_TO)
 
 
 def logits(model: Any, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_peft_recipes.generation import inference
+from hf_peft_recipes.heads.padding import PADDED_TO
 
 TASK_TYPE = "SEQ_CLS"
 
@@ -51,7 +52,7 @@ def collator(tokenizer: Any) -> Any:
     """Return what pads rows of token ids, each with its label's number."""
     from transformers import DataCollatorWithPadding
 
-    return DataCollatorWithPadding(tokenizer)
+    return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PADDED_TO)
 
 
 def logits(model: Any, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_peft_recipes.generation import inference
+from hf_peft_recipes.heads.padding import PADDED_TO
 from hf_peft_recipes.heads.sequence_classification import answer, label_names
 
 __all__ = ["TASK_TYPE", "answer", "collator", "loading", "logits", "model_class", "values"]
@@ -37,7 +38,7 @@ def collator(tokenizer: Any) -> Any:
     """Return what pads rows of token ids with a label, or -100, for each token."""
     from transformers import DataCollatorForTokenClassification
 
-    return DataCollatorForTokenClassification(tokenizer)
+    return DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=PADDED_TO)
 
 
 def logits(model: Any, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:

@@ -169,8 +169,8 @@ def count_batch(batch: Any) -> torch.Tensor:
         positions = mask.cumsum(-1) - 1
     real = mask.bool()
     learned = batch["labels"] != -100 if "labels" in batch else batch.get("completion_mask", torch.zeros_like(ids))
-    # The first token of a row has no one to predict it.
-    supervised = learned[:, 1:].sum()
+    # The first token of a row has no one to predict it; labels of other sizes than the ids are no shifted ids.
+    supervised = (learned[:, 1:] if learned.shape == ids.shape else learned).sum()
     # The squares are the sums of odd numbers.
     return torch.stack(
         [real.sum(), supervised, ((positions == 0) & real).sum(), ((2 * positions + 1) * real).sum()]

@@ -113,6 +113,8 @@ def row_summary(row: Mapping[str, Any]) -> str:
     if supervised is None:
         supervised = sum(bool(token.get("supervised")) for token in tokens)
     counted = f"{figure(length)} {'token' if length == 1 else 'tokens'}"
+    if row.get("label") is not None:
+        return f"{counted}, label {row['label']!r}"
     if not supervised:
         return f"{counted}, none with loss"
     return f"{counted}, {figure(supervised)} with loss ({share(supervised, length)})"

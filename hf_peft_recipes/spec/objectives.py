@@ -50,6 +50,16 @@ OBJECTIVES = {
 """Objectives by name; the module of the same name in `objectives/` trains them."""
 
 
+PIPELINES = {
+    "causal_lm": "text-generation",
+    "sequence_classification": "text-classification",
+    "reward": "text-classification",
+    "token_classification": "token-classification",
+    "seq2seq_lm": "text2text-generation",
+}
+"""Head to the Hub's name of what such models do."""
+
+
 def objective_facts(name: str) -> ObjectiveFacts:
     """Return what is known of the objective `name`.
 
