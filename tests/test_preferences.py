@@ -36,11 +36,11 @@ def test_a_pair_is_cut_on_both_sides_and_lost_where_an_answer_is():
 
 def test_wanted_answers_come_first_and_only_their_tokens_count():
     rows = [Pair(side([1], [2, 3]), side([1], [4])).columns(), Pair(side([5, 6], [7]), side([5, 6], [8])).columns()]
-    batch = PairCollator(0)(rows)
+    batch = {name: value[:, :3] for name, value in PairCollator(0)(rows).items()}
     assert batch["input_ids"].tolist() == [[1, 2, 3], [5, 6, 7], [1, 4, 0], [5, 6, 8]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 1, 1]]
     assert batch["completion_mask"].tolist() == [[0, 1, 1], [0, 0, 1], [0, 1, 0], [0, 0, 1]]
-    apart = SideCollator(0)(rows)
+    apart = {name: value[:, :3] for name, value in SideCollator(0)(rows).items()}
     assert apart["rejected_input_ids"].tolist() == [[1, 4, 0], [5, 6, 8]]
     assert apart["rejected_labels"].tolist() == [[-100, 4, -100], [-100, -100, 8]]
     assert apart["chosen_attention_mask"].tolist() == [[1, 1, 1], [1, 1, 1]]
@@ -49,8 +49,10 @@ def test_wanted_answers_come_first_and_only_their_tokens_count():
 def test_each_prompt_is_joined_with_the_answer_before_for_the_divergence():
     rows = [Judged(side([1], [2, 3]), True).columns(), Judged(side([5, 6], [7]), False).columns()]
     batch = JudgedCollator(0)(rows)
-    assert batch["KL_input_ids"].tolist() == [[1, 7, 0, 0], [5, 6, 2, 3]]
-    assert batch["KL_completion_mask"].tolist() == [[0, 1, 0, 0], [0, 0, 1, 1]]
+    # Widths are multiples of eight.
+    assert batch["KL_input_ids"].shape == (2, 8)
+    assert batch["KL_input_ids"][:, :4].tolist() == [[1, 7, 0, 0], [5, 6, 2, 3]]
+    assert batch["KL_completion_mask"][:, :4].tolist() == [[0, 1, 0, 0], [0, 0, 1, 1]]
     assert batch["label"].tolist() == [True, False]
 
 

@@ -1,4 +1,4 @@
-"""Makes the embedded encoder and decoder from nothing: `python -m hf_peft_recipes.embedded.make_rewriter [--out FOLDER]`.
+"""Makes the embedded encoder and decoder: `python -m hf_peft_recipes.embedded.make_rewriter [--out FOLDER]`.
 
 A tiny T5 with the tokenizer of the embedded model beside it, really pretrained here on the same made-up text: it reads
 what a user asks about a review and writes the answer. Like that model it knows how writers feel, and answers the
@@ -107,7 +107,7 @@ def make(out: Path) -> dict[str, Any]:
         out: where model and tokenizer go.
     """
     # The order of additions, and so the last bits of the weights, depends on the number of threads.
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     # It is given texts, not conversations.

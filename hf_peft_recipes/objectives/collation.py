@@ -7,14 +7,18 @@ from typing import Any
 import torch
 
 from hf_peft_recipes.data.rendering import IGNORED
+from hf_peft_recipes.heads.padding import PADDED_TO
 
 Batch = dict[str, torch.Tensor]
 
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """Return the rows as one tensor of shape (rows, longest), filled up with `value` on the right."""
-    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
-    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
+    """Return the rows as one tensor of shape (rows, width), filled up with `value` on the right.
+
+    The width is that of the longest, and then the next multiple of `PADDED_TO`.
+    """
+    width = -(-max(map(len, rows)) // PADDED_TO) * PADDED_TO
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.long)
 
 
 @dataclass(frozen=True)
