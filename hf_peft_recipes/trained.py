@@ -11,7 +11,7 @@ import torch
 from hf_peft_recipes import adapters, lineage, models
 from hf_peft_recipes.data import Example, Examples, Renderer, read
 from hf_peft_recipes.errors import UserError
-from hf_peft_recipes.evaluation import Metrics, find_task, score_rows, summarize
+from hf_peft_recipes.evaluation import Metrics, compared, find_task, score_rows, summarize
 from hf_peft_recipes.generation import stream
 from hf_peft_recipes.objectives import find_objective
 from hf_peft_recipes.spec import ResolvedRecipe
@@ -84,16 +84,7 @@ def evaluate(trained: TrainedModel, record: Mapping[str, Any], with_base: bool =
     task = find_task(rows, section["task"])
     before = _base_metrics(trained, lambda model: score(trained, model, rows, task, record)) if with_base else None
     after = score(trained, trained.model, rows, task, record, before)
-    return {
-        "task": task,
-        "split": examples.held_out_split,
-        "rows": len(rows),
-        "before": before.values if before else {},
-        "after": after.values,
-        "intervals": {"before": before.intervals if before else {}, "after": after.intervals},
-        "confidence": section["confidence"],
-        "examples": {"before": before.examples if before else [], "after": after.examples},
-    }
+    return compared(task, examples.held_out_split, len(rows), before, after, section)
 
 
 def read_held_out(recipe: ResolvedRecipe) -> Examples:
