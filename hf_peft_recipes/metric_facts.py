@@ -19,6 +19,9 @@ TASK_METRICS = (
 ROWS_RIGHT = ("accuracy", "exact_match", "numeric_match", "preference_accuracy", "reward_accuracy")
 """Of these, the shares of rows that are right."""
 
+FEW_LABELS = 10
+"""Tables of single labels have so many at the most; of more, records alone tell."""
+
 DEFINITIONS = {
     "loss": "mean negative log-likelihood of the tokens of the answers, in nats a token; lower is better",
     "perplexity": "e to the power of the loss; lower is better",
