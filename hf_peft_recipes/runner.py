@@ -16,7 +16,7 @@ from hf_peft_recipes.assembly import Prepared, prepare
 from hf_peft_recipes.data import Example
 from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.errors import RecipeError, UserError
-from hf_peft_recipes.evaluation import Metrics, find_task, score_rows, summarize
+from hf_peft_recipes.evaluation import Metrics, compared, find_task, score_rows, summarize
 from hf_peft_recipes.hub.bases import section_fingerprint
 from hf_peft_recipes.hub.checkpoints import CheckpointPublisher
 from hf_peft_recipes.hub.publishing import push, reserve
@@ -122,16 +122,8 @@ def _train(
     after = _evaluate(recipe, prepared, examples, task, before)
     phases.lap("evaluate")
     if before and after:
-        record["metrics"] = {
-            "task": task,
-            "split": examined.examples.held_out_split,
-            "rows": len(examples),
-            "before": before.values,
-            "after": after.values,
-            "intervals": {"before": before.intervals, "after": after.intervals},
-            "confidence": (recipe.section("evaluation") or {})["confidence"],
-            "examples": {"before": before.examples, "after": after.examples},
-        }
+        section = recipe.section("evaluation") or {}
+        record["metrics"] = compared(task, examined.examples.held_out_split, len(examples), before, after, section)
     trainer.accelerator.wait_for_everyone()
 
 

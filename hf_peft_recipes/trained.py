@@ -1,5 +1,6 @@
 """A run that is finished: loaded from its folder, evaluated against its base, talked to."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ import torch
 
 from hf_peft_recipes import adapters, lineage, models
 from hf_peft_recipes.data import ENCODERS, Example, Examples, Maker, Renderer, read
+from hf_peft_recipes.data.encoders import Labeller, Tagger
+from hf_peft_recipes.data.entities import tag_text
 from hf_peft_recipes.errors import UserError
-from hf_peft_recipes.evaluation import Metrics, find_task, score_rows, summarize
+from hf_peft_recipes.evaluation import Metrics, compared, find_task, score_rows, summarize
 from hf_peft_recipes.generation import stream
 from hf_peft_recipes.heads import find_head
 from hf_peft_recipes.spec import ResolvedRecipe
@@ -87,16 +90,7 @@ def evaluate(trained: TrainedModel, record: Mapping[str, Any], with_base: bool =
     task = find_task(rows, section["task"], objective_facts(recipe.objective).head)
     before = _base_metrics(trained, lambda model: score(trained, model, rows, task, record)) if with_base else None
     after = score(trained, trained.model, rows, task, record, before)
-    return {
-        "task": task,
-        "split": examples.held_out_split,
-        "rows": len(rows),
-        "before": before.values if before else {},
-        "after": after.values,
-        "intervals": {"before": before.intervals if before else {}, "after": after.intervals},
-        "confidence": section["confidence"],
-        "examples": {"before": before.examples if before else [], "after": after.examples},
-    }
+    return compared(task, examples.held_out_split, len(rows), before, after, section)
 
 
 def read_held_out(recipe: ResolvedRecipe) -> Examples:
@@ -152,10 +146,32 @@ def answer(
         prompt = trained.renderer.serve(messages)
     except ValueError as error:
         raise UserError(str(error)) from None
+    if isinstance(trained.renderer, (Labeller, Tagger)):
+        write(told := _told(trained, trained.renderer, messages, prompt))
+        return told
+    if objective_facts(trained.recipe.objective).head == "reward":
+        raise UserError("a reward model scores answers and writes none; its model card shows how to ask it")
     # As it was trained and scored: IA3 on a 4-bit base multiplies dtypes that only autocast brings together.
     enabled = bool(trained.recipe.value("training.bf16"))
     with torch.autocast(trained.model.device.type, torch.bfloat16, enabled=enabled):
         return stream(trained.model, trained.renderer.tokenizer, prompt, trained.stop_ids, max_new_tokens, write)
+
+
+def _told(
+    trained: TrainedModel, renderer: Labeller | Tagger, messages: Sequence[Mapping[str, str]], ids: list[int]
+) -> str:
+    """Return the likeliest label and its probability, or each tagged word with its tag."""
+    values = find_head(trained.recipe.objective).values(trained.model, ids, [])
+    if isinstance(renderer, Labeller):
+        best = int(values[0].argmax())
+        return f"{renderer.labels[best]} ({float(values[0, best].exp()):.1%})"
+    words = tuple(re.findall(r"\w+|[^\w\s]", messages[-1]["content"]))
+    sentence: dict[str, Any] = {"role": "user", "content": " ".join(words)}
+    example = Example((*messages[:-1], sentence, {"role": "assistant", "content": ""}), tokens=words)
+    values = find_head(trained.recipe.objective).values(trained.model, renderer.prompt(example), [])
+    places = renderer.positions(example)
+    tags = [renderer.labels[int(values[place].argmax())] if place is not None else "O" for place in places]
+    return tag_text(words, tags)
 
 
 def _base_metrics(trained: TrainedModel, metrics: Callable[[Any], Metrics]) -> Metrics:

@@ -1,17 +1,16 @@
 import math
-import random
 
 import numpy
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from hf_peft_recipes.adapters import add_adapter
 from hf_peft_recipes.data import Example, Renderer
 from hf_peft_recipes.data.rendering import IGNORED
-from hf_peft_recipes.evaluation import RowScore, classification_metrics, confusion, find_task, score_rows, summarize
+from hf_peft_recipes.evaluation import TASKS, RowScore, find_task, score_rows, summarize
 from hf_peft_recipes.models import load_base, load_tokenizer, stop_ids
 from hf_peft_recipes.scorers import SCORERS
+from hf_peft_recipes.spec.sections import CHOICES
 
 SECTION = {"bootstrap_samples": 500, "confidence": 0.95, "max_new_tokens": 4, "batch_size": 4}
 
@@ -31,27 +30,6 @@ def model():
 def renderer():
     tokenizer = load_tokenizer(None)
     return Renderer(tokenizer, [tokenizer.eos_token_id], "assistant", "\n")
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_classification_metrics_are_scikit_learns(seed):
-    draw = random.Random(seed)
-    labels = ["a", "b", "c"]
-    references = [draw.choice(labels) for _ in range(60)] + labels
-    answers = [draw.choice([*labels, "none of them", ""]) for _ in references]
-    scores = [RowScore(0.0, 1, answer, reference) for answer, reference in zip(answers, references, strict=True)]
-    ours = {name: value[0] for name, value in classification_metrics(confusion(scores)[None]).items()}
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        references, answers, labels=labels, average="macro", zero_division=0
-    )
-    assert ours == pytest.approx(
-        {
-            "accuracy": accuracy_score(references, answers),
-            "macro_precision": precision,
-            "macro_recall": recall,
-            "macro_f1": f1,
-        }
-    )
 
 
 def test_intervals_hold_the_value_and_cover():
@@ -90,11 +68,23 @@ def test_loss_is_per_token_and_perplexity_its_exponential():
         (["yes"] * 20, "exact_match"),
         ([str(n) for n in range(20)], "exact_match"),
         (["yes", "x" * 40] * 10, "text"),
+        ([f"{n} and {n} is {2 * n}.\n#### {2 * n}" for n in range(9)], "numeric"),
+        (
+            [f"{n} and {n} is {2 * n}.\n#### {2 * n}" for n in range(9)] + ["It is 5, I am sure of it; but see above."],
+            "text",
+        ),
+        (["Ann: person; New York: place", "none", "Bo: person"] * 9, "entities"),
+        (["Label: good", "Label: bad"] * 9, "classification"),
+        ([f"Total: {n}" for n in range(9)], "exact_match"),
     ],
 )
 def test_the_task_is_found(answers, task):
     assert find_task([example("q", answer) for answer in answers], "auto") == task
     assert find_task([example("q", answer) for answer in answers], "text") == "text"
+
+
+def test_every_task_can_be_named():
+    assert set(CHOICES["evaluation", "task"]) == {"auto", *TASKS}
 
 
 def test_plain_text_has_no_answers():
@@ -148,3 +138,28 @@ def test_scorers():
     assert SCORERS["exact"]("A b", "a b") == 0.0
     assert SCORERS["label"](" Positive.", "positive") == 1.0
     assert SCORERS["label"]("positive, I think", "positive") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "right"),
+    [
+        ("She has 3 left.\n#### 3", "#### 3", 1.0),
+        ("So 2 + 3 = 5. The answer is 5.", "2 + 3 = <<2+3=5>>5\n#### 5", 1.0),
+        ("#### 5\nThat is 1 more than 4.", "5", 1.0),
+        ("It costs $1,234.50.", "1234.5", 1.0),
+        ("7.0", "7", 1.0),
+        ("It fell to -3 degrees", "-3", 1.0),
+        ("\u22123", "-3", 1.0),
+        ("from 5-3", "3", 1.0),
+        ("1, 2, 3", "3", 1.0),
+        ("1,2345", "2345", 1.0),
+        ("2e-4", "0.0002", 1.0),
+        ("#### none", "#### 4", 0.0),
+        ("", "4", 0.0),
+        ("no number", "no number", 0.0),
+        ("1234", "1,235", 0.0),
+        ("9" * 400 + "." + "9" * 400, "9", 0.0),
+    ],
+)
+def test_numbers_at_the_end(answer, reference, right):
+    assert SCORERS["numeric"](answer, reference) == right

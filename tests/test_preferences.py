@@ -11,7 +11,7 @@ from hf_peft_recipes import get_recipe
 from hf_peft_recipes.data.rendering import IGNORED, TokenRow
 from hf_peft_recipes.data.shapes import Judged, Pair
 from hf_peft_recipes.errors import UserError
-from hf_peft_recipes.evaluation.metrics import judged_metrics
+from hf_peft_recipes.evaluation.likelihoods import judged_metrics
 from hf_peft_recipes.objectives.collation import JudgedCollator, PairCollator, SideCollator
 
 PAIRED = ("dpo", "orpo", "cpo", "simpo")

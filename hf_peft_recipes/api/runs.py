@@ -196,7 +196,7 @@ class RunResult:
         from hf_peft_recipes.report.table import run_table
 
         text = StringIO()
-        Console(file=text, width=110).print(run_table(self.record))
+        Console(file=text, width=120).print(run_table(self.record))
         return text.getvalue()
 
 
@@ -226,7 +226,7 @@ class MergeResult:
         from hf_peft_recipes.report.table import merge_table
 
         text = StringIO()
-        Console(file=text, width=110).print(merge_table(self.record, str(self.folder)))
+        Console(file=text, width=120).print(merge_table(self.record, str(self.folder)))
         return text.getvalue()
 
 

@@ -42,6 +42,8 @@ def make_card(record: Mapping[str, Any], recipe_yaml: str, publication: Publicat
         metrics=metrics,
         metric_rows=scores.metric_rows(metrics) if metrics else [],
         definitions=scores.definitions(record) if metrics else [],
+        class_rows=scores.class_rows(metrics),
+        confusion_rows=scores.confusion_rows(metrics),
         verdict=scores.verdict(metrics) if metrics else "",
         certainty=scores.certainty(metrics) if metrics else "",
         curve=scores.curve(record),

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hf_peft_recipes.metric_facts import DEFINITIONS, LOWER_IS_BETTER, SHARES, TASK_METRICS
+from hf_peft_recipes.metric_facts import DEFINITIONS, FEW_LABELS, LOWER_IS_BETTER, ROWS_RIGHT, SHARES, TASK_METRICS
 
 Row = tuple[str, ...]
 
@@ -43,7 +43,7 @@ def verdict(metrics: Mapping[str, Any]) -> str:
 def certainty(metrics: Mapping[str, Any]) -> str:
     """Return what an interval of no width hides: with every row right, some errors are still likely elsewhere."""
     rows, confidence = metrics.get("rows"), metrics.get("confidence")
-    values = [metrics["after"][name] for name in TASK_METRICS if name in metrics["after"]]
+    values = [metrics["after"][name] for name in ROWS_RIGHT if name in metrics["after"]]
     if not rows or not confidence or values not in ([0.0], [1.0]):
         return ""
     # Clopper and Pearson 1934, one-sided, for no case in n rows.
@@ -63,6 +63,12 @@ def _change(metrics: Mapping[str, Any], name: str) -> tuple[bool, str]:
     better = after < before if name in LOWER_IS_BETTER else after > before
     went = f"{label} went from {_figure(name, before)} to {_figure(name, after)}"
     intervals = metrics.get("intervals", {})
+    if found := intervals.get("difference", {}).get(name):
+        low, high = found
+        shown = f"difference is {_difference(name, metrics['difference'][name], found)}"
+        if low <= 0 <= high:
+            return False, f"{went}. The {shown}: these rows alone do not show one."
+        return better, f"{went}, which is {'better' if better else '**worse**'}: the {shown}."
     sides = [intervals.get(side, {}).get(name) for side in ("before", "after")]
     if not all(sides):
         return False, f"{went}, which is {'better' if better else '**worse**'}."
@@ -70,6 +76,36 @@ def _change(metrics: Mapping[str, Any], name: str) -> tuple[bool, str]:
     if low <= other_high and other_low <= high:
         return False, f"{went}. The intervals overlap: these rows alone do not show a difference."
     return better, f"{went}, which is {'better' if better else '**worse**'}; the intervals are apart."
+
+
+def class_rows(metrics: Mapping[str, Any]) -> list[Row]:
+    """Return `(label, precision, recall, F1, cases)` of the trained model, F1 with its interval; empty for many labels.
+
+    Args:
+        metrics: as they stand in `result.json`.
+    """
+    told = metrics.get("classes", {}).get("after", {})
+    if len(told) > FEW_LABELS:
+        return []
+    return [
+        (
+            label,
+            _figure("precision", each["precision"]),
+            _figure("recall", each["recall"]),
+            f"{_figure('f1', each['f1'])} ({_interval('f1', each['intervals']['f1'])})",
+            f"{each['support']:,}",
+        )
+        for label, each in told.items()
+    ]
+
+
+def confusion_rows(metrics: Mapping[str, Any]) -> list[Row]:
+    """Return the answers to rows of each label, counted: the label, a number a label, and that of no label."""
+    confusion = metrics.get("confusion", {"labels": []})
+    if len(confusion["labels"]) > FEW_LABELS:
+        return []
+    pairs = zip(confusion["labels"], confusion.get("after", []), strict=True)
+    return [(label, *(f"{number:,}" for number in counts)) for label, counts in pairs]
 
 
 def curve(record: Mapping[str, Any]) -> str:
@@ -88,11 +124,18 @@ def curve(record: Mapping[str, Any]) -> str:
 
 def _ordered(metrics: Mapping[str, Any]) -> list[str]:
     """Return the names of the metrics, those of the task first."""
-    return sorted(metrics["after"], key=lambda name: name not in SHARES)
+    return sorted(metrics["after"], key=lambda name: name in LOWER_IS_BETTER)
 
 
 def _figure(name: str, value: float) -> str:
     return f"{value:.1%}" if name in SHARES else f"{value:,.4g}"
+
+
+def _difference(name: str, value: float, interval: Iterable[float]) -> str:
+    low, high = interval
+    if name in SHARES:
+        return f"{100 * value:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{value:+,.3g} ({low:+,.3g} to {high:+,.3g})"
 
 
 def _interval(name: str, interval: Iterable[float]) -> str:

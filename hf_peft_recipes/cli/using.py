@@ -35,9 +35,13 @@ def evaluate_command(
     if as_json:
         print_json({"folder": str(folder), "recipe": result.record["recipe"], "metrics": metrics})
     else:
+        from hf_peft_recipes.report.classes import class_tables
         from hf_peft_recipes.report.table import metrics_table
 
-        print_rich(metrics_table(metrics, f"{result.record['recipe']}: {folder}"))
+        sides = ("base", "adapter" if loaded.has_adapter else "trained")
+        print_rich(metrics_table(metrics, f"{result.record['recipe']}: {folder}", sides))
+        for table in class_tables(metrics, sides):
+            print_rich(table)
 
 
 def chat_command(

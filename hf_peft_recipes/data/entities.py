@@ -56,3 +56,19 @@ def tag_text(tokens: Sequence[str], tags: Sequence[str]) -> str:
 def entity_text(tokens: Sequence[str], tags: Sequence[str]) -> str:
     """Return the entities of a sentence as one line, `none` where there are none; see `entities`."""
     return "; ".join(f"{words}: {kind}" for words, kind in entities(tokens, tags)) or NO_ENTITIES
+
+
+def read_entities(text: str) -> list[tuple[str, str]]:
+    """Return what `entity_text` wrote, each entity as its words and its kind; of other text, all of it without a kind.
+
+    No text, as a model may answer, has no entities.
+    """
+    found, rest = list[tuple[str, str]](), ""
+    for piece in text.strip().split("; "):
+        # A piece without a kind is the beginning of words that hold a semicolon.
+        words, mark, kind = (rest + piece).rpartition(": ")
+        rest = "" if mark else f"{rest}{piece}; "
+        if mark:
+            found.append((words.strip(), kind.strip()))
+    rest = rest.removesuffix("; ")
+    return found if rest == "" or (not found and rest == NO_ENTITIES) else [*found, (rest, "")]

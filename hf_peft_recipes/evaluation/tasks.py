@@ -5,8 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 from hf_peft_recipes.data import Example, Maker, Renderer
+from hf_peft_recipes.evaluation.entities import are_entities
 from hf_peft_recipes.evaluation.head_scores import SCORED, with_answers
 from hf_peft_recipes.evaluation.losses import row_losses
+from hf_peft_recipes.evaluation.matching import ends_in_marked_number
+from hf_peft_recipes.evaluation.metrics import TASKS
 from hf_peft_recipes.evaluation.scores import RowScore
 from hf_peft_recipes.generation import generate
 from hf_peft_recipes.heads import head_of
@@ -16,25 +19,32 @@ MAX_CLASSES = 20
 """More different answers than this are no classification."""
 _ROWS_PER_CLASS = 5
 _EXACT_ANSWER_CHARACTERS = 32
-_ANSWERED = ("classification", "exact_match")
-"""Tasks for which the model has to write answers."""
-_OF_HEAD = {"sequence_classification": "classification", "token_classification": "entities", "reward": "scored"}
+_OF_HEAD = {"sequence_classification": "classification", "reward": "scored"}
 """What models are scored by that write nothing."""
 
 
 def find_task(examples: Sequence[Example], task: str, head: str = "causal_lm") -> str:
-    """Return how the examples are scored: `classification`, `exact_match`, `preference`, `judged` or `text`.
-
-    The last is by loss and perplexity alone.
+    """Return how the examples are scored: one of `TASKS`.
 
     Args:
         examples: held-out rows.
-        task: the recipe's word; `auto` looks at the answers: pairs and judged ones are told as such, a few that recur
-            are labels, short ones are matched.
+        task: the recipe's word; `auto` looks at the answers: pairs and judged ones are told as such, so are results
+            behind `####` and entities that are written out; a few that recur are labels, short ones are matched.
+            `text` is by loss and perplexity alone; what takes long answers, `generation`, is asked for by name.
         head: what the model gives out; it decides where that is no text.
     """
+    if head == "token_classification":
+        # Tags of entities have an outside; parts of speech and their kin have none.
+        return "entities" if any("O" in example.tags for example in examples) else "tags"
     if task != "auto" or head in _OF_HEAD:
         return _OF_HEAD.get(head, task)
+    found = _looked_at(examples)
+    # Such a model is made to write, however long it takes.
+    return "generation" if (head, found) == ("seq2seq_lm", "text") else found
+
+
+def _looked_at(examples: Sequence[Example]) -> str:
+    """Return the task that the answers look like."""
     if any(example.rejected for example in examples):
         return "preference"
     if any(example.label is not None for example in examples):
@@ -43,6 +53,10 @@ def find_task(examples: Sequence[Example], task: str, head: str = "causal_lm") -
     if not references or any(reference is None for reference in references):
         return "text"
     answers = [str(reference) for reference in references]
+    if all(map(ends_in_marked_number, answers)):
+        return "numeric"
+    if are_entities(answers):
+        return "entities"
     if max(map(len, answers)) > _EXACT_ANSWER_CHARACTERS:
         return "text"
     classes = {normalized(answer) for answer in answers}
@@ -67,7 +81,7 @@ def score_rows(
         model: a causal language model.
         renderer: made for the model's tokenizer.
         examples: held-out rows.
-        task: as `find_task` returns it; only labels and answers to match are generated.
+        task: one of `TASKS`.
         section: the recipe's `evaluation` section.
         stop_ids: ids that end an answer.
         max_length: tokens of a row beyond this are not scored; None for all.
@@ -78,7 +92,7 @@ def score_rows(
     assert isinstance(renderer, Renderer)
     losses = row_losses(model, renderer, examples, max_length)
     answers: list[str | None] = [None] * len(examples)
-    if task in _ANSWERED and examples:
+    if TASKS[task].generates and examples:
         tokenizer = renderer.tokenizer
         produced = generate(
             model,

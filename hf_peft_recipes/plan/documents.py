@@ -145,7 +145,7 @@ def _held_out(section: Mapping[str, Any], tokenized: Tokenized, packing: bool) -
     Raises:
         UserError: a row that cannot be scored.
     """
-    from hf_peft_recipes.evaluation import answer_tokens, find_task, scored_row
+    from hf_peft_recipes.evaluation import TASKS, answer_tokens, find_task, scored_row
 
     renderer, examples, limit = tokenized.renderer, tokenized.rows.held_out, tokenized.max_length
     rows = [scored_row(row) for row in renderer.rows(examples)]
@@ -154,7 +154,7 @@ def _held_out(section: Mapping[str, Any], tokenized: Tokenized, packing: bool) -
     lengths = [len(ids) for ids in watched["input_ids"]] if watched is not None else []
     packed = _packed(lengths, limit, packing)
     watched_rows = packed.rows, packed.longest
-    if not examples or find_task(examples, section["task"]) == "text":
+    if not examples or not TASKS[find_task(examples, section["task"])].generates:
         return HeldOut(scored, (), 0, watched_rows)
     prompts = tuple(len(renderer.prompt(example)) for example in examples)
     return HeldOut(scored, prompts, answer_tokens(renderer.tokenizer, examples, section), watched_rows)

@@ -8,12 +8,13 @@ from hf_peft_recipes.metric_facts import SHARES
 GIB = 2**30
 
 
-def metrics_table(metrics: Mapping[str, Any], title: str) -> Any:
-    """Return a rich table of every metric before and after, each with its interval.
+def metrics_table(metrics: Mapping[str, Any], title: str, sides: tuple[str, str] = ("before", "after")) -> Any:
+    """Return a rich table of every metric before and after, and by how much it grew, each with its interval.
 
     Args:
         metrics: as it stands in `result.json`.
         title: above the table.
+        sides: what the two are called.
     """
     from rich.table import Table
 
@@ -23,15 +24,18 @@ def metrics_table(metrics: Mapping[str, Any], title: str) -> Any:
         else ""
     )
     table = Table(title=title, caption=scored, title_justify="left", caption_justify="left")
+    paired = bool(metrics.get("difference"))
     table.add_column("")
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
+    for heading in (*sides, *(["difference"] if paired else [])):
+        table.add_column(heading, justify="right")
     for name in metrics["after"]:
-        sides = [
+        cells = [
             _figure(name, metrics[side][name], metrics["intervals"][side][name]) if name in metrics[side] else "-"
             for side in ("before", "after")
         ]
-        table.add_row(name.replace("_", " "), *sides)
+        if paired and name in metrics["difference"]:
+            cells.append(_change(name, metrics["difference"][name], metrics["intervals"]["difference"][name]))
+        table.add_row(name.replace("_", " "), *cells)
     return table
 
 
@@ -100,3 +104,11 @@ def _value(name: str, value: float) -> str:
 def _figure(name: str, value: float, interval: tuple[float, float]) -> str:
     low, high = (_value(name, bound) for bound in interval)
     return f"{_value(name, value)} [dim]({low} – {high})[/dim]"
+
+
+def _change(name: str, value: float, interval: tuple[float, float]) -> str:
+    # Of shares in percentage points.
+    shown, low, high = (
+        f"{100 * number:+.1f}" if name in SHARES else f"{number:+,.3g}" for number in (value, *interval)
+    )
+    return f"{shown}{' pp' if name in SHARES else ''} [dim]({low} to {high})[/dim]"

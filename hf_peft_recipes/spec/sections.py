@@ -30,7 +30,7 @@ HOUSE_FIELDS: dict[str, dict[str, Field]] = {
     },
     "evaluation": {
         "split": Field("str"),  # the held-out split; null takes test, else validation
-        "task": Field("str"),  # auto | classification | exact_match | text | preference | judged
+        "task": Field("str"),  # auto, or one of evaluation.TASKS
         "max_rows": Field("int"),  # held-out rows scored; null takes all, 0 none
         "max_new_tokens": Field("int"),  # null: as many as the longest reference has
         "batch_size": Field("int"),  # rows generated at a time
@@ -51,8 +51,10 @@ CHOICES: dict[Path, tuple[str, ...]] = {
     ("data", "loss_on"): ("auto", "assistant", "last_turn", "completion", "all"),
     ("data", "overlong"): ("split", "truncate", "drop", "error"),
     ("data", "on_bad_row"): ("error", "drop"),
-    ("evaluation", "task"): ("auto", "classification", "exact_match", "text", "preference", "judged"),
-}
+    ("evaluation", "task"): (
+        "auto", "text", "classification", "exact_match", "numeric", "entities", "generation", "preference", "judged",
+    ),
+}  # fmt: skip
 
 ROLES = (
     "messages", "text", "prompt", "completion", "system", "chosen", "rejected", "label", "tools", "input", "tokens",
