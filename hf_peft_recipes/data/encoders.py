@@ -270,7 +270,18 @@ def _last_tokens(example: Example, encoding: Any) -> list[int | None]:
     # The words are the sentence's end; a system turn may stand before them.
     at, found = len(text) - len(" ".join(example.tokens)), list[int | None]()
     for word in example.tokens:
-        inside = (encoding.char_to_token(place) for place in reversed(range(at, at + len(word))))
+        inside = (_last_token(encoding, place) for place in reversed(range(at, at + len(word))))
         found.append(next((token for token in inside if token is not None), None))
         at += len(word) + 1
     return found
+
+
+def _last_token(encoding: Any, place: int) -> int | None:
+    """Return the last token of a character; of one whose bytes are tokens by themselves there are several."""
+    token: int | None = encoding.char_to_token(place)
+    while token is not None and token + 1 < len(encoding.ids):
+        span = encoding.token_to_chars(token + 1)
+        if span is None or not span[0] <= place < span[1]:
+            break
+        token += 1
+    return token
