@@ -1,6 +1,6 @@
 """The model of a run: tokenizer, base weights, quantisation and adapter, from safetensors only."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,11 +98,27 @@ def load_base(
     model, found = _from_pretrained(auto_class, location, "model", {**keywords, **loaded})
     four_bit.mend(model)
     model.drawn_modules = sorted({name.rpartition(".")[0] for name in found["missing_keys"]})
+    _check_drawn(model, found["missing_keys"], location)
     return model
 
 
 CLASSIFIERS = ["score", "classifier", "pre_classifier", "classification_head"]
 """What transformers calls the heads of classifiers; they are trained whole, for which 4 or 8 bits would not do."""
+
+
+def _check_drawn(model: Any, names: Collection[str], location: str) -> None:
+    """Raise a UserError where a base has too little of what its class wants to be a base of it."""
+    missing = sum(parameter.numel() for name, parameter in model.named_parameters() if name in names)
+    if missing > MOST_DRAWN * count_parameters(model).total:
+        kind = type(model).__name__
+        raise UserError(
+            f"model {location!r} cannot be loaded as {kind}: its files lack {len(names)} tensors ({min(names)} …), "
+            "which would be drawn at random"
+        )
+
+
+MOST_DRAWN = 0.2
+"""A head that the files lack is a small share of a model; more than this is another kind of model."""
 
 
 def beside_head(quantization: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

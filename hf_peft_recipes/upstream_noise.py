@@ -17,6 +17,14 @@ HARMLESS_WARNINGS = (
 
 HARMLESS_LOGS = (
     # (logger; part of the message; why it may be dropped)
+    *(
+        (
+            "transformers.modeling_utils",
+            f"For{kind}Classification LOAD REPORT",
+            "a classifier begins as it is drawn, is trained whole and saved; `models` refuses bases that lack more",
+        )
+        for kind in ("Sequence", "Token")
+    ),
     (
         "transformers.integrations.bitsandbytes",
         "The modules are dequantized in",

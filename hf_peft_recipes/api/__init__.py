@@ -1,8 +1,10 @@
 """What a Python user holds: recipes by name, and their runs."""
 
+from hf_peft_recipes.api.matrix import capability_table
 from hf_peft_recipes.api.recipes import Recipe, get_recipe, list_recipes, resolve_recipe
 from hf_peft_recipes.api.runs import MergeResult, RunResult, certify, pull
 
 __all__ = [
-    "MergeResult", "Recipe", "RunResult", "certify", "get_recipe", "list_recipes", "pull", "resolve_recipe",
+    "MergeResult", "Recipe", "RunResult", "capability_table", "certify", "get_recipe", "list_recipes", "pull",
+    "resolve_recipe",
 ]  # fmt: skip

@@ -63,7 +63,7 @@ def resolve_recipe(
         device = detect_device()
     elif isinstance(device, str):
         device = named_device(device)
-    composition, given, machine = compose(name, _lookup, exact), tuple(overrides), device
+    composition, given, machine = compose(name, lookup, exact), tuple(overrides), device
 
     def decide(demo: bool, other: Device | None = None, further: Sequence[Override] = ()) -> ResolvedRecipe:
         return resolve(composition, [*given, *further], {**(other or machine).facts(), "run.demo": demo})
@@ -335,6 +335,7 @@ def _without_paths(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _lookup(name: str) -> tuple[str, str, str | Mapping[str, Any]]:
+def lookup(name: str) -> tuple[str, str, str | Mapping[str, Any]]:
+    """Return name, origin and content of the recipe `name`, opened."""
     source = registry.find(name)
     return source.name, source.origin, source.read()

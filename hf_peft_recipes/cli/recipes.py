@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from hf_peft_recipes import registry
-from hf_peft_recipes.api import resolve_recipe
+from hf_peft_recipes.api import capability_table, resolve_recipe
+from hf_peft_recipes.api.matrix import Pair
+from hf_peft_recipes.api.recipes import lookup
 from hf_peft_recipes.cli.flags import parse_flags
 from hf_peft_recipes.cli.printing import print_json, print_rich
 from hf_peft_recipes.errors import UserError
@@ -35,9 +37,13 @@ def list_command(
     pattern: Annotated[str, typer.Argument(help="A shell pattern, as '*lora*'; with --hub, part of a name.")] = "*",
     hub: Annotated[bool, typer.Option("--hub", help="List what is published: runs and recipes on the Hub.")] = False,
     author: Annotated[str | None, typer.Option("--author", help="With --hub: whose.")] = None,
+    matrix: Annotated[bool, typer.Option("--matrix", help="Show which method goes with which objective.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the recipes: methods, objectives, and complete ones."""
+    if matrix:
+        _list_pairs(as_json)
+        return
     if hub:
         _list_published(None if pattern == "*" else pattern, author, as_json)
         return
@@ -50,7 +56,7 @@ def list_command(
         if source.path is None:
             rows.append({"name": name, "kind": "registered", "summary": "", "origin": source.origin})
             continue
-        part, kind = load_part(name, _opened), kind_of(name, _opened)
+        part, kind = load_part(name, lookup), kind_of(name, lookup)
         rows.append({"name": name, "kind": kind, "summary": part.summary, "origin": source.origin})
     if as_json:
         print_json(rows)
@@ -58,6 +64,31 @@ def list_command(
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
         print(f"{row['name']:<{width}}  {row['kind']:<10}  {row['summary'] or row['origin']}")
+
+
+def _list_pairs(as_json: bool) -> None:
+    """Print a line a method, a column an objective, and a line for each reason why a pair is refused."""
+    pairs = capability_table()
+    if as_json:
+        print_json([{**vars(pair), "name": pair.name} for pair in pairs])
+        return
+    reasons = list(dict.fromkeys(_without_name(pair) for pair in pairs if pair.refused))
+    objectives = list(dict.fromkeys(pair.objective for pair in pairs))
+    width = max(len(pair.method) for pair in pairs)
+    print(" " * width, *objectives, sep="  ")
+    for method in dict.fromkeys(pair.method for pair in pairs):
+        row = {pair.objective: pair for pair in pairs if pair.method == method}
+        marks = [
+            str(1 + reasons.index(_without_name(row[each]))) if row[each].refused else "yes" for each in objectives
+        ]
+        cells = (f"{mark:<{len(each)}}" for mark, each in zip(marks, objectives, strict=True))
+        print(f"{method:<{width}}", *cells, sep="  ")
+    for number, reason in enumerate(reasons, 1):
+        print(f"{number}: {reason}")
+
+
+def _without_name(pair: Pair) -> str:
+    return pair.refused.removeprefix(f"recipe {pair.name!r}: ").removeprefix(f"recipe {pair.method!r}: ")
 
 
 def _list_published(pattern: str | None, author: str | None, as_json: bool) -> None:
@@ -107,11 +138,6 @@ def copy_command(
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(str(text), encoding="utf-8")
     print(f"{file}: edit it, then `hf-peft-recipes train {file} …`")
-
-
-def _opened(name: str) -> tuple[str, str, Any]:
-    source = registry.find(name)
-    return source.name, source.origin, source.read()
 
 
 def _print_columns(rows: list[tuple[str, Any, str, str]]) -> None:
