@@ -1,6 +1,6 @@
 """The model of a run: tokenizer, base weights, quantisation and adapter, from safetensors only."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,22 +88,28 @@ def load_base(
     from transformers import set_seed
 
     keywords = {key: value for key, value in (model_section or {}).items() if key != "name_or_path"}
-    if head:
-        keywords = {**head, **keywords}
-        quantization = beside_head(quantization)
-        set_seed(seed)
-    if quantization:
-        keywords = {**_quantizing(quantization), **keywords}
     location, loaded = base_location(model_section), {"use_safetensors": True, "output_loading_info": True}
-    model, found = _from_pretrained(auto_class, location, "model", {**keywords, **loaded})
+
+    def load(drawn: Sequence[str]) -> tuple[Any, Sequence[str]]:
+        quantized = _quantizing(beside_head(quantization, drawn) if head else quantization) if quantization else {}
+        if head:
+            set_seed(seed)
+        given = {**(head or {}), **quantized, **keywords, **loaded}
+        model, found = _from_pretrained(auto_class, location, "model", given)
+        _check_drawn(model, found["missing_keys"], location)
+        return model, sorted({name.rpartition(".")[0] for name in found["missing_keys"]})
+
+    model, drawn = load(())
+    if head and quantization and drawn:
+        # What is drawn is trained, and must not be quantised; which modules that are is known only now.
+        model, drawn = load(drawn)
     four_bit.mend(model)
-    model.drawn_modules = sorted({name.rpartition(".")[0] for name in found["missing_keys"]})
-    _check_drawn(model, found["missing_keys"], location)
+    model.drawn_modules = drawn
     return model
 
 
-CLASSIFIERS = ["score", "classifier", "pre_classifier", "classification_head"]
-"""What transformers calls the heads of classifiers; they are trained whole, for which 4 or 8 bits would not do."""
+CLASSIFIERS = ("score", "classifier", "pre_classifier", "classification_head")
+"""What transformers calls the heads of classifiers, which are trained whole."""
 
 
 def _check_drawn(model: Any, names: Collection[str], location: str) -> None:
@@ -121,9 +127,15 @@ MOST_DRAWN = 0.2
 """A head that the files lack is a small share of a model; more than this is another kind of model."""
 
 
-def beside_head(quantization: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Return the section as it quantises a base, and not the classifier on it; None where nothing is quantised."""
-    return quantization and {"llm_int8_skip_modules": CLASSIFIERS, **quantization}
+def beside_head(quantization: Mapping[str, Any], drawn: Sequence[str]) -> dict[str, Any]:
+    """Return the section as it quantises a base, and not the classifier on it.
+
+    Args:
+        quantization: keyword arguments of `BitsAndBytesConfig`.
+        drawn: names of the modules that the base's files do not hold.
+    """
+    named = quantization.get("llm_int8_skip_modules") or ()
+    return {**quantization, "llm_int8_skip_modules": sorted({*CLASSIFIERS, *drawn, *named})}
 
 
 def drawn_modules(model: Any) -> list[str]:

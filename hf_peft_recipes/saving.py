@@ -40,7 +40,7 @@ def save(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path) -> N
     if of_head := head.loading(renderer.labels, renderer.tokenizer):
         loading |= of_head
         if "quantization" in loading:
-            loading["quantization"] = models.beside_head(loading["quantization"])
+            loading["quantization"] = models.beside_head(loading["quantization"], models.drawn_modules(model))
     statement = certificate.state(
         model, renderer.tokenizer, sorted(renderer.stop_ids), head.model_class().__name__, loading
     )

@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 from conftest import write_jsonl
 
+from hf_peft_recipes import get_recipe
 from hf_peft_recipes.data import Renderer
 from hf_peft_recipes.data.preparation import tokenize_data
 from hf_peft_recipes.data.reading import read_examples
@@ -282,3 +283,12 @@ def test_fingerprint_follows_the_content(tmp_path, rows):
     assert first.startswith("sha256:")
     assert first != changed
     assert json.dumps(first)
+
+
+def test_held_out_rows_of_labels_that_take_turns_have_all_of_them():
+    rows = [{"text": f"row {n}", "label": "odd" if n % 2 else "even"} for n in range(400)]
+    section = {**get_recipe("lora").resolved.section("data"), "validation_size": 0.5, "validation_rows": None}
+    held_out = read_examples(section, None, 50, 1, rows).held_out
+    whole = read_examples({**section, "validation_size": 0}, None, 50, 1, {"train": rows[:10], "test": rows}).held_out
+    assert {row.reference for row in held_out} == {row.reference for row in whole} == {"odd", "even"}
+    assert len(whole) == 50

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,11 @@ def _held_out(rows: int, size: float, limit: int | None, seed: int) -> list[int]
 
 
 def _spaced(corpus: Corpus, numbers: Sequence[int], limit: int | None) -> list[Example]:
-    """Return at most `limit` of the rows, evenly spaced, so that a file sorted by label keeps all its labels."""
+    """Return at most `limit` of the rows, one of each stretch, so that a file sorted by label keeps all its labels.
+
+    It is a row anywhere in its stretch, always the same: of labels that take turns, every nth would be one label only.
+    """
     if limit is not None and limit < len(numbers):
-        numbers = [numbers[index * len(numbers) // limit] for index in range(limit)]
+        draw, edges = random.Random(0), [index * len(numbers) // limit for index in range(limit + 1)]
+        numbers = [numbers[draw.randrange(first, end)] for first, end in pairwise(edges)]
     return corpus.pick(numbers)

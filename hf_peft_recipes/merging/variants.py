@@ -71,7 +71,8 @@ def build(name: str, recipe: ResolvedRecipe, adapter: Path, loading: Mapping[str
     merged = merge_adapter(adapters.load_adapter(base, adapter), dtypes, base.dtype)
     if not variant.requantizes:
         return merged
-    return models.quantize(merged, (models.beside_head(quantization) if loading else quantization) or {}).eval()
+    wanted = quantization or {}
+    return models.quantize(merged, models.beside_head(wanted, ()) if loading else wanted).eval()
 
 
 def merge_adapter(model: Any, dtypes: Mapping[str, torch.dtype], dtype: torch.dtype) -> Any:
