@@ -27,7 +27,7 @@ def gate_table(verdict: Mapping[str, Any], title: str) -> Any:
         share = condition["name"] == "regression" or condition["metric"] in SHARES
         shown = [f"{condition[side]:.1%}" if share else f"{condition[side]:,.4g}" for side in ("base", "trained")]
         change, low, high = (
-            f"{100 * number:+.1f}" if share else f"{number:+,.3g}"
+            f"{100 * number:+.1f}" if share else f"{number:+,.4g}"
             for number in (condition["difference"], *condition["interval"])
         )
         table.add_row(
