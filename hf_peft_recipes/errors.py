@@ -12,6 +12,7 @@ EXIT_CODES = {
     5: "the Hub was not reached or refused; what is on this machine is whole, and the last line says how to go on",
     6: "what was written does not load as what was trained",
     7: "a recipe does not do on this machine what its receipt says",
+    8: "the gate says: do not ship",
     130: "interrupted from the keyboard",
 }
 
@@ -60,6 +61,12 @@ class ReceiptError(RecipeError):
     """A recipe does not do on this machine what its receipt says."""
 
     exit_code = 7
+
+
+class GateError(RecipeError):
+    """A run does not fulfil what its policy asks for."""
+
+    exit_code = 8
 
 
 def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3) -> str:

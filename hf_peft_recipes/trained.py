@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,10 +15,12 @@ from hf_peft_recipes.data.encoders import Labeller, Tagger
 from hf_peft_recipes.data.entities import tag_text
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.evaluation import Metrics, compared, find_task, score_rows, summarize
-from hf_peft_recipes.generation import stream
+from hf_peft_recipes.generation import generate, stream
 from hf_peft_recipes.heads import find_head
 from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.spec.objectives import objective_facts
+
+Found = TypeVar("Found")
 
 
 @dataclass
@@ -72,24 +74,32 @@ def load(folder: Path, recipe: ResolvedRecipe, record: Mapping[str, Any]) -> Tra
     return TrainedModel(model.eval(), renderer, stops, recipe)
 
 
-def evaluate(trained: TrainedModel, record: Mapping[str, Any], with_base: bool = True) -> dict[str, Any]:
+def evaluate(
+    trained: TrainedModel, record: Mapping[str, Any], with_base: bool = True, confidence: float | None = None
+) -> dict[str, Any]:
     """Return the run's metrics on its held-out rows, measured now, and those of the base beside them.
 
     Args:
         trained: as `load` returns it.
         record: the run's `result.json`.
         with_base: whether to score the base too.
+        confidence: of the intervals; None for the recipe's.
 
     Raises:
         UserError: the data cannot be read any more.
     """
     recipe = trained.recipe
-    section = recipe.section("evaluation") or {}
+    section = dict(recipe.section("evaluation") or {})
+    section["confidence"] = section["confidence"] if confidence is None else confidence
     examples = read_held_out(recipe)
     rows = examples.held_out
     task = find_task(rows, section["task"], objective_facts(recipe.objective).head)
-    before = _base_metrics(trained, lambda model: score(trained, model, rows, task, record)) if with_base else None
-    after = score(trained, trained.model, rows, task, record, before)
+
+    def scored(model: Any, before: Metrics | None = None) -> Metrics:
+        return score(trained, model, rows, task, record, before, section)
+
+    before = on_base(trained, scored) if with_base else None
+    after = scored(trained.model, before)
     return compared(task, examples.held_out_split, len(rows), before, after, section)
 
 
@@ -114,6 +124,7 @@ def score(
     task: str,
     record: Mapping[str, Any],
     before: Metrics | None = None,
+    section: Mapping[str, Any] | None = None,
 ) -> Metrics:
     """Return the metrics of a model on held-out rows, served and multiplied as the run's own model.
 
@@ -124,8 +135,9 @@ def score(
         task: as `find_task` returns it.
         record: the run's `result.json`.
         before: of the base on the same rows, for what is measured from there.
+        section: how they are scored; None for the recipe's section `evaluation`.
     """
-    recipe, section = trained.recipe, trained.recipe.section("evaluation") or {}
+    recipe, section = trained.recipe, section or trained.recipe.section("evaluation") or {}
     length = record["data"]["ledger"]["max_length"]
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bool(recipe.value("training.bf16"))):
         head = objective_facts(recipe.objective).head
@@ -174,7 +186,27 @@ def _told(
     return tag_text(words, tags)
 
 
-def _base_metrics(trained: TrainedModel, metrics: Callable[[Any], Metrics]) -> Metrics:
+def answers(
+    trained: TrainedModel, model: Any, prompts: Sequence[str], max_new_tokens: int, batch_size: int
+) -> list[str]:
+    """Return a model's greedy answer to every prompt, each a conversation of one turn.
+
+    Args:
+        trained: the run's, whose template and stop ids serve.
+        model: its own, or its base.
+        prompts: what a user says.
+        max_new_tokens: the longest answer.
+        batch_size: prompts at a time.
+    """
+    tokenizer = trained.renderer.tokenizer
+    served = [trained.renderer.serve([{"role": "user", "content": prompt}]) for prompt in prompts]
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bool(trained.recipe.value("training.bf16"))):
+        ids = generate(model, served, trained.stop_ids, tokenizer.pad_token_id, max_new_tokens, batch_size)
+    return [str(text).strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def on_base(trained: TrainedModel, work: Callable[[Any], Found]) -> Found:
+    """Return what `work` makes of the model that training began with: the adapter switched off, or the base loaded."""
     recipe = trained.recipe
     model, without = trained.model, nullcontext()
     if trained.has_adapter:
@@ -186,4 +218,4 @@ def _base_metrics(trained: TrainedModel, metrics: Callable[[Any], Metrics]) -> M
         model = models.load_base(head.model_class(), recipe.section("model"), None, loading, seed)
         model = model.to(trained.model.device)
     with without:
-        return metrics(model)
+        return work(model)

@@ -45,6 +45,16 @@ HARMLESS_LOGS = (
         "PAD/BOS/EOS tokens that differ",
         "the trainer aligns the model's config with the tokenizer, which is what is wanted",
     ),
+    (
+        "lm_eval.models.huggingface",
+        "`pretrained` model kwarg is not of type `str`",
+        "the harness is handed the model as it was trained, and one process evaluates",
+    ),
+    (
+        "lm_eval.models.huggingface",
+        "Passed an already-initialized model",
+        "the same",
+    ),
 )
 
 

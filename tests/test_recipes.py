@@ -79,7 +79,8 @@ def test_wheel_holds_everything(tmp_path: Path):
         assert f"hf_peft_recipes/recipes/{path.relative_to(folder)}" in names
     for needed in (
         "embedded/model/model.safetensors", "embedded/model/tokenizer.json", "embedded/data/train.jsonl",
-        "embedded/data/test.jsonl", "result.schema.json", "accelerate_configs/ddp.yaml", "py.typed",
+        "embedded/data/test.jsonl", "regression/questions.jsonl", "result.schema.json", "accelerate_configs/ddp.yaml",
+        "py.typed",
     ):  # fmt: skip
         assert f"hf_peft_recipes/{needed}" in names
     assert wheel.stat().st_size < 10 * 2**20

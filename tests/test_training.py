@@ -57,6 +57,8 @@ def test_the_record_keeps_to_its_schema(run):
         assert written["measured"][name] > 0
     assert set(written["metrics"]["before"]) == set(written["metrics"]["after"])
     assert {"loss", "perplexity", "accuracy", "macro_f1"} <= set(written["metrics"]["after"])
+    assert set(written["metrics"]["intervals"]["difference"]) == set(written["metrics"]["difference"])
+    assert set(written["metrics"]["classes"]["after"]) == set(written["metrics"]["confusion"]["labels"])
     assert written["data"]["ledger"]["rows"]["kept"] == 1200
     assert RunResult.read(result.folder).metrics == result.metrics
 

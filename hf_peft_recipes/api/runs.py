@@ -92,12 +92,12 @@ class RunResult:
         """`peak_memory_bytes`, `tokens_per_second`, `step_seconds` and more."""
         return dict(self.record["measured"])
 
-    def recipe(self) -> "Recipe":
-        """Return the recipe of the run, exactly as it ran."""
+    def recipe(self, overrides: "Sequence[Override]" = ()) -> "Recipe":
+        """Return the recipe of the run, exactly as it ran but for the overrides."""
         from hf_peft_recipes.api.recipes import resolve_recipe
         from hf_peft_recipes.results import RECIPE_FILE
 
-        return resolve_recipe(str(self.folder / RECIPE_FILE), [], exact=True)
+        return resolve_recipe(str(self.folder / RECIPE_FILE), overrides, exact=True)
 
     def load(self) -> Any:
         """Return the trained model with its tokenizer and stop ids, see `hf_peft_recipes.trained.TrainedModel`."""
@@ -108,6 +108,68 @@ class RunResult:
             from hf_peft_recipes import trained
 
             return trained.load(self.folder, resolved, self.record)
+
+    def evaluate(self, *, with_base: bool = True, overrides: "Sequence[Override]" = ()) -> dict[str, Any]:
+        """Return the metrics on the run's held-out rows, measured now: `before` of the base, `after`, `difference`.
+
+        Args:
+            with_base: whether to score the base too.
+            overrides: of the run's recipe: how many rows, other data, another task.
+
+        Raises:
+            UserError: the model or the data cannot be read any more.
+        """
+        recipe = self.recipe(overrides).resolved
+        from hf_peft_recipes.upstream_noise import quiet
+
+        with quiet():
+            from hf_peft_recipes import trained
+
+            return trained.evaluate(trained.load(self.folder, recipe, self.record), self.record, with_base)
+
+    def gate(self, policy: str | Path, *, overrides: "Sequence[Override]" = ()) -> dict[str, Any]:
+        """Return whether the run may ship: `verdict` (`ship` or `do not ship`), `conditions` and their figures.
+
+        Args:
+            policy: a YAML file; see `hf_peft_recipes.gate.Policy`.
+            overrides: of the run's recipe: how many rows, other data, another task.
+
+        Raises:
+            UserError: a mistake in the policy, or rows too few to decide by; nothing has been loaded then.
+        """
+        from hf_peft_recipes.gate.policy import read_policy
+
+        asked, recipe = read_policy(policy), self.recipe(overrides).resolved
+        from hf_peft_recipes.upstream_noise import quiet
+
+        with quiet():
+            from hf_peft_recipes.gate.decision import decide
+
+            return decide(self.folder, recipe, self.record, asked)
+
+    def evaluate_tasks(
+        self, tasks: Sequence[str], *, with_base: bool = True, overrides: "Sequence[Override]" = (), **options: Any
+    ) -> dict[str, Any]:
+        """Return what lm-evaluation-harness measures, `before` of the base and `after`: task to metric to its value.
+
+        Args:
+            tasks: names that the harness knows.
+            with_base: whether to evaluate the base too.
+            overrides: of the run's recipe.
+            options: of the harness, by its own names: `num_fewshot`, `limit`, `apply_chat_template`, `batch_size` …;
+                and `include_path`, a folder with tasks of one's own.
+
+        Raises:
+            UserError: the harness is not installed, or does not know a task or an option.
+        """
+        from hf_peft_recipes import harness
+
+        harness.require_harness()
+        recipe = self.recipe(overrides).resolved
+        from hf_peft_recipes.upstream_noise import quiet
+
+        with quiet():
+            return harness.evaluate_tasks(self.folder, recipe, self.record, tasks, options, with_base)
 
     def certify(self) -> dict[str, Any]:
         """Return the verdict of a fresh process that loads what the run wrote: `{status, checks, figures}`."""
@@ -170,10 +232,7 @@ class RunResult:
             UserError: a mistake in what was asked; nothing has been written then.
             RecipeError: the converter failed; the merged model has been written.
         """
-        from hf_peft_recipes.api.recipes import resolve_recipe
-        from hf_peft_recipes.results import RECIPE_FILE
-
-        recipe = resolve_recipe(str(self.folder / RECIPE_FILE), overrides, exact=True).resolved
+        recipe = self.recipe(overrides).resolved
         from hf_peft_recipes.upstream_noise import quiet
 
         with quiet():

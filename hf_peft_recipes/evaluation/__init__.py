@@ -3,6 +3,7 @@
 Nothing is packed here: a row never sees another one.
 """
 
+from hf_peft_recipes.evaluation.bootstrap import intervals, resampled
 from hf_peft_recipes.evaluation.comparison import compared, difference
 from hf_peft_recipes.evaluation.losses import BATCH_LOGIT_BYTES, heaviest, padded_batches, scored_row
 from hf_peft_recipes.evaluation.metrics import TASKS, Task, summarize
@@ -20,7 +21,9 @@ __all__ = [
     "difference",
     "find_task",
     "heaviest",
+    "intervals",
     "padded_batches",
+    "resampled",
     "score_rows",
     "scored_row",
     "summarize",

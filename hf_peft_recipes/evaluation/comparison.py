@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hf_peft_recipes.evaluation.metrics import intervals
+from hf_peft_recipes.evaluation.bootstrap import intervals
 from hf_peft_recipes.evaluation.scores import Metrics
 
 

@@ -1,11 +1,12 @@
 """From the scores of rows to metrics, each with its bootstrap interval: what every task is measured by."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy
 
+from hf_peft_recipes.evaluation.bootstrap import intervals, resampled
 from hf_peft_recipes.evaluation.classification import classification
 from hf_peft_recipes.evaluation.entities import entities, words_tagged
 from hf_peft_recipes.evaluation.likelihoods import judged, likelihood, preference, scored
@@ -41,8 +42,6 @@ TASKS = {
 
 _Key = tuple[str | None, str]
 """Label, None for what is of all rows; and metric."""
-_DRAWN_AT_ONCE = 2**22
-"""Rows of all bootstrap samples that are drawn at a time: 32 MiB of counts."""
 
 
 def summarize(
@@ -74,7 +73,7 @@ def summarize(
         return found
 
     values = {key: float(value[0]) for key, value in figures(numpy.ones((1, len(scores)))).items()}
-    draws = _resampled(figures, len(scores), int(section["bootstrap_samples"]), seed)
+    draws = resampled(figures, len(scores), int(section["bootstrap_samples"]), seed)
     confidence = float(section["confidence"])
     examples = [{"answer": score.answer, "reference": score.reference} for score in scores[:5]]
     answered = any(score.answer is not None for score in scores)
@@ -93,29 +92,6 @@ def summarize(
         next((each.confusion for each in measured if each.confusion), None),
         {name: text for each in measured for name, text in each.signatures.items()},
     )
-
-
-def intervals(draws: Mapping[str, Any], confidence: float) -> dict[str, list[float]]:
-    """Return, for every metric, the interval that holds so large a share of its bootstrap samples' values.
-
-    Args:
-        draws: metric names to values of shape (samples,).
-        confidence: a share of 1.
-    """
-    tail = (1 - confidence) / 2
-    return {
-        name: [float(numpy.quantile(each, tail)), float(numpy.quantile(each, 1 - tail))] for name, each in draws.items()
-    }
-
-
-def _resampled(figures: Callable[[Any], dict[_Key, Any]], rows: int, samples: int, seed: int) -> dict[_Key, Any]:
-    """Return the figures of every bootstrap sample of the rows."""
-    random, at_once = numpy.random.default_rng(seed), max(1, _DRAWN_AT_ONCE // rows)
-    found = []
-    for start in range(0, samples, at_once):
-        chosen = random.integers(0, rows, size=(min(at_once, samples - start), rows))
-        found.append(figures(numpy.array([numpy.bincount(some, minlength=rows) for some in chosen], dtype=float)))
-    return {key: numpy.concatenate([each[key] for each in found]) for key in found[0]}
 
 
 def _of(label: str | None, figures: Mapping[_Key, Any]) -> dict[str, Any]:

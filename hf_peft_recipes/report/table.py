@@ -109,6 +109,6 @@ def _figure(name: str, value: float, interval: tuple[float, float]) -> str:
 def _change(name: str, value: float, interval: tuple[float, float]) -> str:
     # Of shares in percentage points.
     shown, low, high = (
-        f"{100 * number:+.1f}" if name in SHARES else f"{number:+,.3g}" for number in (value, *interval)
+        f"{100 * number:+.1f}" if name in SHARES else f"{number:+,.4g}" for number in (value, *interval)
     )
     return f"{shown}{' pp' if name in SHARES else ''} [dim]({low} to {high})[/dim]"

@@ -46,19 +46,20 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
 
-def load(text: str, origin: str) -> tuple[dict[str, Any], dict[Path, str]]:
+def load(text: str, origin: str, what: str = "a recipe") -> tuple[dict[str, Any], dict[Path, str]]:
     """Return the mapping that `text` holds, and the comment that stands beside each value, by the value's path.
 
     Args:
         text: a YAML document whose top level is a mapping.
         origin: the file's path, for messages.
+        what: the document is, for messages.
 
     Raises:
         UserError: broken YAML, a duplicate or non-string key, a tag, or a document that is no mapping.
     """
     node = _compose(text, origin)
     if not isinstance(node, yaml.MappingNode):
-        raise UserError(f"{origin}: a recipe is a mapping of keys to values")
+        raise UserError(f"{origin}: {what} is a mapping of keys to values")
     comments: dict[Path, str] = {}
     _walk(node, (), text.splitlines(), comments, origin)
     return _construct(node, origin), comments
