@@ -27,6 +27,7 @@ from hf_peft_recipes.preflight import Examined, RunRequest, clear_run, last_chec
 from hf_peft_recipes.proof import TrainingProof
 from hf_peft_recipes.report.plot import plot_losses
 from hf_peft_recipes.spec import Entry, ResolvedRecipe, recipe_file
+from hf_peft_recipes.stopping import BestCheckpoint
 
 
 def run(
@@ -109,6 +110,9 @@ def _train(
     record["measured"] |= {"peak_memory_bytes": phases.peak_memory_bytes("train"), **clock.result()}
     record["loss_curve"] = [_point(log) for log in trainer.state.log_history if "loss" in log or "eval_loss" in log]
     record["proof"] = proof.result()
+    best = _callback(trainer, BestCheckpoint)
+    if best and best.result():
+        record["stopping"] = best.result()
     record["data"]["ledger"] = prepared.data.ledger()
     phases.settle()
     # Before anything else can fail.
@@ -263,7 +267,7 @@ def _absolute(name: Any) -> Any:
 
 
 def _callback(trainer: Any, kind: type[Any]) -> Any:
-    return next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, kind))
+    return next((callback for callback in trainer.callback_handler.callbacks if isinstance(callback, kind)), None)
 
 
 def _point(log: dict[str, Any]) -> dict[str, float]:

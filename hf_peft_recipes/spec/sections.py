@@ -36,6 +36,8 @@ HOUSE_FIELDS: dict[str, dict[str, Field]] = {
         "batch_size": Field("int"),  # rows generated at a time
         "bootstrap_samples": Field("int"),
         "confidence": Field("float"),
+        "early_stopping_patience": Field("int"),  # evaluations without a better one that end training; null for none
+        "early_stopping_threshold": Field("float"),  # by how much better an evaluation must be to count
     },
     "feedback": {},
 }
