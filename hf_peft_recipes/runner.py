@@ -26,7 +26,8 @@ from hf_peft_recipes.measure.facts import host_facts, installed_versions
 from hf_peft_recipes.preflight import Examined, RunRequest, clear_run, last_checkpoint
 from hf_peft_recipes.proof import TrainingProof
 from hf_peft_recipes.report.plot import plot_losses
-from hf_peft_recipes.spec import Entry, ResolvedRecipe, recipe_file
+from hf_peft_recipes.spec import ResolvedRecipe, recipe_file
+from hf_peft_recipes.spec.serialize import absolute, with_absolute_paths
 from hf_peft_recipes.stopping import BestCheckpoint
 
 
@@ -71,7 +72,7 @@ def run(
             if request.overwrite:
                 clear_run(folder)
             folder.mkdir(parents=True, exist_ok=True)
-            results.write_text(folder / results.RECIPE_FILE, recipe_file(_with_absolute_paths(recipe)))
+            results.write_text(folder / results.RECIPE_FILE, recipe_file(with_absolute_paths(recipe)))
             results.write_result(folder, record)
         _train(recipe, request, examined, prepared, record)
         prepared.release()
@@ -203,7 +204,7 @@ def _record(recipe: ResolvedRecipe, request: RunRequest, examined: Examined, pre
         "status": "running",
         "exit_code": None,
         "recipe": recipe.name,
-        "recipe_sources": [str(_absolute(source)) for source in recipe.sources],
+        "recipe_sources": [str(absolute(source)) for source in recipe.sources],
         "objective": recipe.objective,
         "speed": prepared.speed,
         "command": request.command,
@@ -235,23 +236,11 @@ def _record(recipe: ResolvedRecipe, request: RunRequest, examined: Examined, pre
     }  # fmt: skip
 
 
-def _with_absolute_paths(recipe: ResolvedRecipe) -> ResolvedRecipe:
-    """Return the recipe with local paths made absolute, so that its file works from any folder."""
-    entries = type(recipe.entries)(recipe.entries)
-    for path in (("model", "name_or_path"), ("data", "dataset")):
-        if entry := entries.get(path):
-            named = entry.value if isinstance(entry.value, list) else [entry.value]
-            absolute = [_absolute(name) for name in named]
-            value = absolute if isinstance(entry.value, list) else absolute[0]
-            entries[path] = Entry(value, entry.origin, entry.reason)
-    return dataclasses.replace(recipe, entries=entries)
-
-
 def _base_model(recipe: ResolvedRecipe, request: RunRequest) -> str:
     """Return the Hub id of the base, or the full path of its folder."""
     if request.model is not None:
         return str(getattr(request.model.config, "_name_or_path", "") or "an object of the caller's")
-    return str(_absolute(models.base_location(recipe.section("model"))))
+    return str(absolute(models.base_location(recipe.section("model"))))
 
 
 def _hub_ids(recipe: ResolvedRecipe) -> list[str]:
@@ -259,11 +248,6 @@ def _hub_ids(recipe: ResolvedRecipe) -> list[str]:
     named = recipe.value("data.dataset")
     names = named if isinstance(named, list) else [named]
     return [str(name).partition("@")[0] for name in names if name is not None and not Path(str(name)).exists()]
-
-
-def _absolute(name: Any) -> Any:
-    path = Path(name).expanduser() if isinstance(name, (str, Path)) else None
-    return str(path.resolve()) if path and path.exists() else name
 
 
 def _callback(trainer: Any, kind: type[Any]) -> Any:

@@ -49,6 +49,7 @@ def train_command(
         ),
     ] = None,
     longest: Annotated[bool, typer.Option("--longest", hidden=True)] = False,
+    trial: Annotated[str | None, typer.Option("--trial", hidden=True)] = None,
     exact: Exact = False,
     as_json: AsJson = False,
     num_processes: Annotated[
@@ -107,7 +108,7 @@ def train_command(
 
     `hf-peft-recipes show NAME` prints what a recipe sets, and why.
     """
-    recipe = resolve_recipe(name, parse_flags(context.args), exact=exact)
+    recipe = resolve_recipe(name, parse_flags(context.args), exact=exact, objects=_callbacks(trial))
     told = {
         "private": hub_private_repo, "revision": hub_revision, "create_pr": create_pr, "tag": tag,
         "base_model": base_model, "push_base": push_base,
@@ -143,6 +144,15 @@ def train_command(
         print(f"dry run: one step of {result.record['recipe']} with loss {losses[0]:.4f}; nothing was written")
         return
     _print_result(result.record, str(result.folder))
+
+
+def _callbacks(trial: str | None) -> dict[str, Any]:
+    """Return what a trial of a sweep brings along: what reports to its study."""
+    if trial is None:
+        return {}
+    from hf_peft_recipes.sweep.reporting import reporter
+
+    return {"callbacks": [reporter(trial)]}
 
 
 def _rehearse(recipe: Recipe, wanted: bool | None) -> None:
