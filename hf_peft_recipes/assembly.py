@@ -28,7 +28,7 @@ from hf_peft_recipes.rows import tokenize
 from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.spec.objectives import objective_facts
 from hf_peft_recipes.speed import speed_up
-from hf_peft_recipes.stopping import stopping_callbacks
+from hf_peft_recipes.stopping import BudgetEnd, budget_arguments, stopping_callbacks
 
 
 @dataclass
@@ -65,6 +65,8 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
         arguments.process_index, arguments.world_size, str(arguments.distributed_state.distributed_type.value)
     )
     launching.check_world(world, os.environ)
+    if request.budget and world.size > 1:
+        raise UserError("a budget is of one process: each of several would stop at a step of its own")
     set_seed(arguments.seed)
     # The first process fills the cache, the others take it.
     with PartialState().main_process_first():
@@ -86,6 +88,8 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     stopping = stopping_callbacks(
         arguments, evaluation.get("early_stopping_patience"), evaluation.get("early_stopping_threshold")
     )
+    if request.budget:
+        stopping.append(BudgetEnd(request.budget, clock.tokens_seen))
     callbacks = [TrainingProof(), clock, *stopping, *request.callbacks]
     trainer = objective.build_trainer(model, tokenized.renderer.tokenizer, data, arguments, callbacks)
     clock.watch(trainer)
@@ -117,6 +121,8 @@ def _arguments(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) 
     if request.dry_run:
         arguments |= {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no", "report_to": "none"}
         arguments["load_best_model_at_end"] = False
+    elif request.budget:
+        arguments |= budget_arguments()
     return arguments | {"output_dir": str(examined.output_dir), "disable_tqdm": True}
 
 

@@ -28,7 +28,7 @@ from hf_peft_recipes.proof import TrainingProof
 from hf_peft_recipes.report.plot import plot_losses
 from hf_peft_recipes.spec import ResolvedRecipe, recipe_file
 from hf_peft_recipes.spec.serialize import absolute, with_absolute_paths
-from hf_peft_recipes.stopping import BestCheckpoint
+from hf_peft_recipes.stopping import BestCheckpoint, BudgetEnd
 
 
 def run(
@@ -111,9 +111,11 @@ def _train(
     record["measured"] |= {"peak_memory_bytes": phases.peak_memory_bytes("train"), **clock.result()}
     record["loss_curve"] = [_point(log) for log in trainer.state.log_history if "loss" in log or "eval_loss" in log]
     record["proof"] = proof.result()
-    best = _callback(trainer, BestCheckpoint)
+    best, budget = _callback(trainer, BestCheckpoint), _callback(trainer, BudgetEnd)
     if best and best.result():
         record["stopping"] = best.result()
+    if budget:
+        record["budget"] = budget.result()
     record["data"]["ledger"] = prepared.data.ledger()
     phases.settle()
     # Before anything else can fail.

@@ -14,6 +14,7 @@ from hf_peft_recipes.spec import Override, ResolvedRecipe, compose, recipe_file,
 # Rooms that only a run needs are imported where it begins: `list` and `show` are to be instant.
 if TYPE_CHECKING:
     from hf_peft_recipes.api.tuning import SweepResult
+    from hf_peft_recipes.budget import Budget
     from hf_peft_recipes.hub.request import PushRequest
     from hf_peft_recipes.plan import MemoryPlan
     from hf_peft_recipes.plan.documents import Documents
@@ -266,6 +267,7 @@ class Recipe:
         resume: bool = False,
         dry_run: bool = False,
         longest: bool = False,
+        budget: "Budget | None" = None,
         rehearse: bool | None = None,
         progress: bool = True,
         command: str | None = None,
@@ -279,6 +281,7 @@ class Recipe:
             resume: go on from the folder's last checkpoint.
             dry_run: load everything, run one step, write nothing.
             longest: take the longest rows alone, as many as all steps need: for a rehearsal.
+            budget: what ends training, in place of the recipe's steps: for a race.
             rehearse: as `Recipe.rehearse` has it, before anything is loaded here.
             progress: show how far it is.
             command: what started the run, for its record.
@@ -296,8 +299,9 @@ class Recipe:
         self.rehearse(rehearse)
         told = command or f"hf_peft_recipes.get_recipe({self.name!r}, …).train()"
         request = self._request(
-            output_dir, told, overwrite=overwrite, resume=resume, dry_run=dry_run, longest=longest, progress=progress
-        )
+            output_dir, told, overwrite=overwrite, resume=resume, dry_run=dry_run, longest=longest, budget=budget,
+            progress=progress,
+        )  # fmt: skip
         resolved = self._for_run()
         examined = examine(resolved, request)
         from hf_peft_recipes.upstream_noise import quiet

@@ -1,10 +1,8 @@
 """The trials of a sweep, one after the other, each a run in its own folder; what came of them, after each of them."""
 
-import fcntl
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,13 @@ from typing import Any
 from hf_peft_recipes.errors import RecipeError, UserError
 from hf_peft_recipes.fresh_process import Finished, outcome, run_verb
 from hf_peft_recipes.report.sweep_plot import plot_trials
-from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE, write_text
+from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE, sole_writer, write_text
 from hf_peft_recipes.spec import ResolvedRecipe, recipe_file
 from hf_peft_recipes.spec.serialize import with_absolute_paths
 from hf_peft_recipes.sweep.plan import HELD_OUT_LOSS, SCHEMA_VERSION, Decide, Sweep
 from hf_peft_recipes.sweep.study import CUT_OFF, STUDY_FILE, Study
 
-TRIALS_FILE, BEST_FILE, PLOT_FILE, LOCK_FILE = "trials.json", "best.yaml", "trials.png", "sweep.lock"
+TRIALS_FILE, BEST_FILE, PLOT_FILE = "trials.json", "best.yaml", "trials.png"
 ALIKE = 3
 """So many first trials that fail in the same words say that all would."""
 
@@ -61,7 +59,7 @@ def run_trials(
     Raises:
         UserError: another sweep runs in the folder, or a mistake that every trial would make.
     """
-    with _alone(folder):
+    with sole_writer(folder, "sweep"):
         study = Study(folder, sweep)
         study.take_back()
         summary = summarize(folder, sweep, study, decide)
@@ -210,14 +208,3 @@ def _refuse_what_repeats(trials: list[dict[str, Any]]) -> None:
         raise UserError(f"trial {last['number']} ({told}): {last['error']}")
     if len(counted) >= ALIKE and len({trial["error"] for trial in counted}) == 1 and not last["starved"]:
         raise UserError(f"the first {len(counted)} trials failed alike: {last['error']}")
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder of a sweep against other ones, as long as this process lives."""
-    with (folder / LOCK_FILE).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"a sweep is running in {str(folder)!r}; use another --output_dir") from None
-        yield
