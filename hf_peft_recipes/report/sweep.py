@@ -66,5 +66,5 @@ def _remark(trial: Mapping[str, Any]) -> str:
     if trial["error"]:
         return str(trial["error"])
     if trial["status"] == "pruned":
-        return f"behind after {len(trial['evaluations'])} evaluations (loss {trial['evaluations'][-1]:.4g})"
+        return f"behind at evaluation {len(trial['evaluations'])} (loss {trial['evaluations'][-1]:.4g})"
     return f"again after trial {trial['again']}" if trial["again"] is not None else ""

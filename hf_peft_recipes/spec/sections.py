@@ -29,7 +29,7 @@ HOUSE_FIELDS: dict[str, dict[str, Field]] = {
         "fix": Field("bool"),  # mend what the stop test finds
     },
     "evaluation": {
-        "split": Field("str"),  # the held-out split; null takes test, else validation
+        "split": Field("str"),  # the held-out split; null takes test, else validation: the split, or what was set aside
         "task": Field("str"),  # auto | classification | exact_match | text | preference | judged
         "max_rows": Field("int"),  # held-out rows scored; null takes all, 0 none
         "max_new_tokens": Field("int"),  # null: as many as the longest reference has

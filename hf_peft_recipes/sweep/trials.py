@@ -151,7 +151,7 @@ def summarize(folder: Path, sweep: Sweep, study: Study, decide: Decide, final: b
     write_text(folder / TRIALS_FILE, json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     if best:
         head = (
-            f"# hf-peft-recipes train {folder / BEST_FILE}\n"
+            f"# hf-peft-recipes train {BEST_FILE}\n"
             f"# trial {best['number']}, the best of {len(trials)}: {sweep.metric} {best['value']:.6g}; searched were "
             f"{', '.join(space)}\n"
         )
