@@ -23,11 +23,11 @@ from typing import Any
 
 from hf_peft_recipes import registry
 from hf_peft_recipes.api import RunResult, list_recipes, resolve_recipe
-from hf_peft_recipes.bench.cell import circumstances, outcome
+from hf_peft_recipes.bench.cell import circumstances
 from hf_peft_recipes.bench.suite import Line, find_line, is_result, read_lines, require_quiet, with_line, write_lines
 from hf_peft_recipes.cli.flags import parse_flags
 from hf_peft_recipes.errors import RecipeError, UserError
-from hf_peft_recipes.fresh_process import run_verb
+from hf_peft_recipes.fresh_process import outcome, run_verb
 from hf_peft_recipes.measure.facts import code_digest, commit_of
 from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE
 from hf_peft_recipes.spec import Override, kind_of

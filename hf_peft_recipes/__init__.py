@@ -13,6 +13,7 @@ _ROOMS = {
     "PushRequest": "hf_peft_recipes.hub.request",
     "Recipe": "hf_peft_recipes.api",
     "RunResult": "hf_peft_recipes.api",
+    "SweepResult": "hf_peft_recipes.api",
     "certify": "hf_peft_recipes.api",
     "get_recipe": "hf_peft_recipes.api",
     "list_recipes": "hf_peft_recipes.api",
@@ -28,6 +29,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "RunResult",
+    "SweepResult",
     "UserError",
     "certify",
     "get_recipe",
@@ -37,7 +39,16 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from hf_peft_recipes.api import MergeResult, Recipe, RunResult, certify, get_recipe, list_recipes, pull
+    from hf_peft_recipes.api import (
+        MergeResult,
+        Recipe,
+        RunResult,
+        SweepResult,
+        certify,
+        get_recipe,
+        list_recipes,
+        pull,
+    )
     from hf_peft_recipes.errors import RecipeError, UserError
     from hf_peft_recipes.hub.request import PushRequest
     from hf_peft_recipes.registry import register_recipe

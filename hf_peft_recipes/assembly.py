@@ -13,6 +13,7 @@ from hf_peft_recipes import adapters, launching, lineage, models
 from hf_peft_recipes.data import Check, Maker, PreparedData
 from hf_peft_recipes.data.longest import longest_rows
 from hf_peft_recipes.device import detect_device
+from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.evaluation import heaviest
 from hf_peft_recipes.heads import find_head
 from hf_peft_recipes.launching import World
@@ -28,6 +29,7 @@ from hf_peft_recipes.rows import tokenize
 from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.spec.objectives import objective_facts
 from hf_peft_recipes.speed import speed_up
+from hf_peft_recipes.stopping import BudgetEnd, budget_arguments, stopping_callbacks
 
 
 @dataclass
@@ -64,23 +66,36 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
         arguments.process_index, arguments.world_size, str(arguments.distributed_state.distributed_type.value)
     )
     launching.check_world(world, os.environ)
+    if request.budget and world.size > 1:
+        raise UserError("a budget is of one process: each of several would stop at a step of its own")
     set_seed(arguments.seed)
     # The first process fills the cache, the others take it.
     with PartialState().main_process_first():
         tokenized = tokenize(recipe, request, examined.examples)
     data, arguments.max_length = tokenized.rows, tokenized.max_length
     phases.lap("data")
-    model = _model(recipe, request, tokenized.renderer)
     if data.validation is None:
+        if arguments.load_best_model_at_end:
+            raise UserError(
+                "training.load_best_model_at_end: which checkpoint is the best one is known by held-out rows, "
+                "and there are none (data.validation_size, evaluation.max_rows)"
+            )
         arguments.eval_strategy = type(arguments.eval_strategy)("no")
+    model = _model(recipe, request, tokenized.renderer)
     # Before a trainer adds a copy to compare with.
     parameters = models.count_parameters(model)
     clock = StepClock(phases)
-    callbacks = [TrainingProof(), clock, *request.callbacks]
+    evaluation = recipe.section("evaluation") or {}
+    stopping = stopping_callbacks(
+        arguments, evaluation.get("early_stopping_patience"), evaluation.get("early_stopping_threshold")
+    )
+    if request.budget:
+        stopping.append(BudgetEnd(request.budget, clock.tokens_seen))
+    callbacks = [TrainingProof(), clock, *stopping, *request.callbacks]
     trainer = objective.build_trainer(model, tokenized.renderer.tokenizer, data, arguments, callbacks)
     clock.watch(trainer)
     if request.longest:
-        _keep_longest(trainer, data, tokenized.renderer, int((recipe.section("evaluation") or {})["batch_size"]))
+        _keep_longest(trainer, data, tokenized.renderer, int(evaluation["batch_size"]))
     # Ours is the one bar; upstream's stay silent.
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -106,6 +121,9 @@ def _arguments(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) 
     arguments = dict(recipe.section("training") or {})
     if request.dry_run:
         arguments |= {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no", "report_to": "none"}
+        arguments["load_best_model_at_end"] = False
+    elif request.budget:
+        arguments |= budget_arguments()
     return arguments | {"output_dir": str(examined.output_dir), "disable_tqdm": True}
 
 

@@ -4,8 +4,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """A launcher's variables, which would make the process wait for others."""
@@ -66,3 +67,19 @@ def out_of_memory(finished: Finished, said: str) -> str:
     # Where native code gives up, what it says about it is not the last line.
     sentences = [*said.split(". "), *(reversed(finished.stderr.splitlines()) if finished.returncode < 0 else ())]
     return next((text.strip() for text in sentences if any(sign in text.lower() for sign in _STARVED)), "")
+
+
+def outcome(finished: Finished, record: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return how a run ended: `done`, `oom`, `failed`, or `unavailable` where its record says so, and its last words.
+
+    Args:
+        finished: its process.
+        record: that it left.
+    """
+    if finished.returncode == 0 and record:
+        reason = record.get("unavailable")
+        return {"status": "unavailable", "error": reason} if reason else {"status": "done"}
+    said = str((record or {}).get("error") or last_words(finished))
+    starved = out_of_memory(finished, said)
+    said = starved or said
+    return {"status": "oom" if starved else "failed", "exit_code": finished.returncode, "error": said[-500:]}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes import launching, models
+from hf_peft_recipes.budget import Budget
 from hf_peft_recipes.data.loading import read
 from hf_peft_recipes.data.reading import Examples
 from hf_peft_recipes.data.shapes import SHAPES, check_shape
@@ -41,6 +42,8 @@ class RunRequest:
     dry_run: bool = False
     longest: bool = False
     """Take the longest rows alone, as many as two optimizer steps and a batch of scoring need."""
+    budget: Budget | None = None
+    """What ends training, in place of the recipe's steps."""
     command: str = ""
     progress: bool = True
     model: Any = None
@@ -81,7 +84,8 @@ def examine_data(recipe: ResolvedRecipe, request: RunRequest) -> Examples:
         UserError: data that cannot be used.
     """
     evaluation, data = recipe.section("evaluation") or {}, recipe.section("data") or {}
-    if data["streaming"] and recipe.value("training.max_steps") in (None, -1) and not request.dry_run:
+    bounded = request.dry_run or request.budget is not None
+    if data["streaming"] and recipe.value("training.max_steps") in (None, -1) and not bounded:
         raise UserError("data.streaming needs --max_steps: the end of a stream is not known beforehand")
     shape = objective_facts(recipe.objective).shape
     examples = read(data, evaluation, recipe.value("training.seed") or 0, request.dataset, shape)

@@ -58,8 +58,8 @@ def shortened(recipe: ResolvedRecipe) -> dict[str, Any]:
     """Return what is set for the rehearsal of a recipe's run: one cycle, and nothing else that takes time."""
     accumulation = int(recipe.value("training.gradient_accumulation_steps"))
     return {
-        "max_steps": STEPS, "gradient_accumulation_steps": min(2, accumulation), "eval_steps": STEPS,
-        "save_strategy": "steps", "save_steps": STEPS, "certify": "off", "report_to": "none",
+        "max_steps": STEPS, "gradient_accumulation_steps": min(2, accumulation), "eval_strategy": "steps",
+        "eval_steps": STEPS, "save_strategy": "steps", "save_steps": STEPS, "certify": "off", "report_to": "none",
     }  # fmt: skip
 
 

@@ -1,9 +1,11 @@
 """The record of a run, `result.json`: written atomically, read back, and held to a schema that ships."""
 
+import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,25 @@ def write_text(path: Path, text: str) -> None:
 def write_result(folder: Path, record: Mapping[str, Any]) -> None:
     """Write the record as `result.json` into the run's folder."""
     write_text(folder / RESULT_FILE, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def sole_writer(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder against other processes that would write the same, as long as this one lives.
+
+    Args:
+        folder: that is written to.
+        what: is written there, `sweep`.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    with (folder / f"{what}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"a {what} is running in {str(folder)!r}; use another --output_dir") from None
+        yield
 
 
 def read_result(folder: Path) -> dict[str, Any]:

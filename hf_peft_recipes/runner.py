@@ -26,8 +26,10 @@ from hf_peft_recipes.measure.facts import host_facts, installed_versions
 from hf_peft_recipes.preflight import Examined, RunRequest, clear_run, last_checkpoint
 from hf_peft_recipes.proof import TrainingProof
 from hf_peft_recipes.report.plot import plot_losses
-from hf_peft_recipes.spec import Entry, ResolvedRecipe, recipe_file
+from hf_peft_recipes.spec import ResolvedRecipe, recipe_file
 from hf_peft_recipes.spec.objectives import objective_facts
+from hf_peft_recipes.spec.serialize import absolute, with_absolute_paths
+from hf_peft_recipes.stopping import BestCheckpoint, BudgetEnd
 
 
 def run(
@@ -71,7 +73,7 @@ def run(
             if request.overwrite:
                 clear_run(folder)
             folder.mkdir(parents=True, exist_ok=True)
-            results.write_text(folder / results.RECIPE_FILE, recipe_file(_with_absolute_paths(recipe)))
+            results.write_text(folder / results.RECIPE_FILE, recipe_file(with_absolute_paths(recipe)))
             results.write_result(folder, record)
         _train(recipe, request, examined, prepared, record)
         prepared.release()
@@ -110,6 +112,11 @@ def _train(
     record["measured"] |= {"peak_memory_bytes": phases.peak_memory_bytes("train"), **clock.result()}
     record["loss_curve"] = [_point(log) for log in trainer.state.log_history if "loss" in log or "eval_loss" in log]
     record["proof"] = proof.result()
+    best, budget = _callback(trainer, BestCheckpoint), _callback(trainer, BudgetEnd)
+    if best and best.result():
+        record["stopping"] = best.result()
+    if budget:
+        record["budget"] = budget.result()
     record["data"]["ledger"] = prepared.data.ledger()
     phases.settle()
     # Before anything else can fail.
@@ -192,7 +199,7 @@ def _record(recipe: ResolvedRecipe, request: RunRequest, examined: Examined, pre
         "status": "running",
         "exit_code": None,
         "recipe": recipe.name,
-        "recipe_sources": [str(_absolute(source)) for source in recipe.sources],
+        "recipe_sources": [str(absolute(source)) for source in recipe.sources],
         "objective": recipe.objective,
         "speed": prepared.speed,
         "command": request.command,
@@ -225,23 +232,11 @@ def _record(recipe: ResolvedRecipe, request: RunRequest, examined: Examined, pre
     }  # fmt: skip
 
 
-def _with_absolute_paths(recipe: ResolvedRecipe) -> ResolvedRecipe:
-    """Return the recipe with local paths made absolute, so that its file works from any folder."""
-    entries = type(recipe.entries)(recipe.entries)
-    for path in (("model", "name_or_path"), ("data", "dataset")):
-        if entry := entries.get(path):
-            named = entry.value if isinstance(entry.value, list) else [entry.value]
-            absolute = [_absolute(name) for name in named]
-            value = absolute if isinstance(entry.value, list) else absolute[0]
-            entries[path] = Entry(value, entry.origin, entry.reason)
-    return dataclasses.replace(recipe, entries=entries)
-
-
 def _base_model(recipe: ResolvedRecipe, request: RunRequest) -> str:
     """Return the Hub id of the base, or the full path of its folder."""
     if request.model is not None:
         return str(getattr(request.model.config, "_name_or_path", "") or "an object of the caller's")
-    return str(_absolute(models.base_location(recipe.section("model"))))
+    return str(absolute(models.base_location(recipe.section("model"))))
 
 
 def _hub_ids(recipe: ResolvedRecipe) -> list[str]:
@@ -251,13 +246,8 @@ def _hub_ids(recipe: ResolvedRecipe) -> list[str]:
     return [str(name).partition("@")[0] for name in names if name is not None and not Path(str(name)).exists()]
 
 
-def _absolute(name: Any) -> Any:
-    path = Path(name).expanduser() if isinstance(name, (str, Path)) else None
-    return str(path.resolve()) if path and path.exists() else name
-
-
 def _callback(trainer: Any, kind: type[Any]) -> Any:
-    return next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, kind))
+    return next((callback for callback in trainer.callback_handler.callbacks if isinstance(callback, kind)), None)
 
 
 def _point(log: dict[str, Any]) -> dict[str, float]:

@@ -42,6 +42,11 @@ HARMLESS_LOGS = (
     ),
     (
         "transformers.trainer",
+        "missing keys in the checkpoint model loaded: ['lm_head.weight']",
+        "a head that is tied to the embedding is saved once; an untied one is never missing",
+    ),
+    (
+        "transformers.trainer",
         "PAD/BOS/EOS tokens that differ",
         "the trainer aligns the model's config with the tokenizer, which is what is wanted",
     ),

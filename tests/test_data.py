@@ -158,6 +158,14 @@ def test_unknown_columns_and_splits(rows):
         read(rows, columns={"prompt": "question"})
 
 
+def test_rows_that_were_set_aside_are_the_validation_split(rows):
+    found = read(rows, held_out="validation", validation_size=0.25)
+    assert found.held_out == found.validation
+    assert len(found.held_out) == 10
+    with pytest.raises(UserError, match=r"no split 'validation' \(from evaluation.split\)"):
+        read(rows, held_out="validation", validation_size=0.0)
+
+
 def test_bad_rows_can_be_dropped_and_are_counted(rows, renderer):
     examples = read([*rows, {"question": "q", "answer": None}], on_bad_row="drop", validation_size=0)
     ledger = tokenize(examples, renderer, None, "error").ledger()

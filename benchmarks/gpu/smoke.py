@@ -12,9 +12,10 @@ from benchmarks.gpu.part import Part
 from benchmarks.gpu.place import Model, Place
 from benchmarks.gpu.process import run_task
 from hf_peft_recipes.api import get_recipe, list_recipes
-from hf_peft_recipes.bench.cell import outcome, train_verb, used_optimizer
+from hf_peft_recipes.bench.cell import train_verb, used_optimizer
 from hf_peft_recipes.bench.shapes import make_model
 from hf_peft_recipes.bench.suite import Line
+from hf_peft_recipes.fresh_process import outcome
 
 ROUND_TRIPS = ("qlora", "lora", "full")
 """Recipes whose results a fresh process loads again and compares."""

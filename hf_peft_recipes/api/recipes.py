@@ -14,6 +14,8 @@ from hf_peft_recipes.spec import Override, ResolvedRecipe, compose, recipe_file,
 
 # Rooms that only a run needs are imported where it begins: `list` and `show` are to be instant.
 if TYPE_CHECKING:
+    from hf_peft_recipes.api.tuning import SweepResult
+    from hf_peft_recipes.budget import Budget
     from hf_peft_recipes.hub.request import PushRequest
     from hf_peft_recipes.plan import MemoryPlan
     from hf_peft_recipes.plan.documents import Documents
@@ -265,6 +267,7 @@ class Recipe:
         resume: bool = False,
         dry_run: bool = False,
         longest: bool = False,
+        budget: "Budget | None" = None,
         rehearse: bool | None = None,
         progress: bool = True,
         command: str | None = None,
@@ -278,6 +281,7 @@ class Recipe:
             resume: go on from the folder's last checkpoint.
             dry_run: load everything, run one step, write nothing.
             longest: take the longest rows alone, as many as all steps need: for a rehearsal.
+            budget: what ends training, in place of the recipe's steps: for a race.
             rehearse: as `Recipe.rehearse` has it, before anything is loaded here.
             progress: show how far it is.
             command: what started the run, for its record.
@@ -295,8 +299,9 @@ class Recipe:
         self.rehearse(rehearse)
         told = command or f"hf_peft_recipes.get_recipe({self.name!r}, …).train()"
         request = self._request(
-            output_dir, told, overwrite=overwrite, resume=resume, dry_run=dry_run, longest=longest, progress=progress
-        )
+            output_dir, told, overwrite=overwrite, resume=resume, dry_run=dry_run, longest=longest, budget=budget,
+            progress=progress,
+        )  # fmt: skip
         resolved = self._for_run()
         examined = examine(resolved, request)
         from hf_peft_recipes.upstream_noise import quiet
@@ -307,6 +312,40 @@ class Recipe:
 
             record = run(resolved, request, examined, publication)
         return RunResult(examined.output_dir, record)
+
+    def sweep(
+        self,
+        space: str | Sequence[str] | Mapping[str, Any],
+        *,
+        trials: int = 20,
+        output_dir: str | Path | None = None,
+        metric: str = "eval_loss",
+        progress: bool = True,
+    ) -> "SweepResult":
+        """Search fields of the recipe by training it many times; return the trials, best values first in `best`.
+
+        Values are proposed by Optuna's TPE (Bergstra et al. 2011), seeded by the recipe; trials whose held-out loss
+        falls behind the median of those before are given up. Each trial is a process of its own, unless the recipe
+        holds objects. A sweep that was cut off goes on when it is called again with the same folder.
+
+        Args:
+            space: `"learning_rate=loguniform(1e-5,1e-3),r=8|16|64"`, or a mapping, `{"learning_rate":
+                "loguniform(1e-5,1e-3)", "r": [8, 16, 64]}`; `uniform(a,b)` and `int(a,b)` are known too.
+            trials: how many, those of earlier calls counted in.
+            output_dir: the sweep's folder; by default a new one below `runs/`.
+            metric: `eval_loss`, the held-out loss while training; or one that a run ends with (`accuracy`), then on the
+                validation rows, in the direction that is better.
+            progress: say on standard error what came of each trial.
+
+        Raises:
+            UserError: a mistake in the space, or one that every trial would make.
+        """
+        from hf_peft_recipes.api.tuning import run_sweep
+
+        def decide(settings: Mapping[str, Any], origin: str) -> ResolvedRecipe:
+            return self._with(settings, origin)._for_run()
+
+        return run_sweep(self, decide, space, trials, output_dir, metric, progress)
 
     def _for_run(self, device: Device | None = None) -> ResolvedRecipe:
         """Return the recipe for training: with neither model nor data, that of the embedded demo."""

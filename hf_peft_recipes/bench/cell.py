@@ -17,7 +17,7 @@ from hf_peft_recipes.bench.rows import find_lengths, write_rows
 from hf_peft_recipes.bench.shapes import EMBEDDED, SHAPES, find_shape, make_model
 from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.errors import RecipeError
-from hf_peft_recipes.fresh_process import Finished, last_words, out_of_memory, run_verb
+from hf_peft_recipes.fresh_process import Finished, outcome, run_verb
 from hf_peft_recipes.measure.facts import host_facts, installed_versions
 from hf_peft_recipes.results import RESULT_FILE
 from hf_peft_recipes.spec import Override
@@ -227,22 +227,6 @@ def _record(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return record
-
-
-def outcome(finished: Finished, record: Record | None) -> dict[str, Any]:
-    """Return how a run ended: `done`, `oom`, `failed`, or `unavailable` where its record says so, and its last words.
-
-    Args:
-        finished: its process.
-        record: that it left.
-    """
-    if finished.returncode == 0 and record:
-        reason = record.get("unavailable")
-        return {"status": "unavailable", "error": reason} if reason else {"status": "done"}
-    said = str((record or {}).get("error") or last_words(finished))
-    starved = out_of_memory(finished, said)
-    said = starved or said
-    return {"status": "oom" if starved else "failed", "exit_code": finished.returncode, "error": said[-500:]}
 
 
 def overrides_of(options: Mapping[str, Any]) -> list[Override]:

@@ -14,6 +14,7 @@ from hf_peft_recipes.cli.planning import plan_command
 from hf_peft_recipes.cli.publishing import publish_recipe_command, pull_command, push_command
 from hf_peft_recipes.cli.recipes import copy_command, list_command, show_command
 from hf_peft_recipes.cli.training import train_command
+from hf_peft_recipes.cli.tuning import race_command, sweep_command
 from hf_peft_recipes.cli.using import chat_command, evaluate_command
 from hf_peft_recipes.cli.verifying import verify_command
 from hf_peft_recipes.errors import RecipeError
@@ -41,6 +42,8 @@ app.command("evaluate", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(e
 app.command("chat", rich_help_panel=_WORK)(chat_command)
 app.command("merge", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(merge_command)
 app.command("bench", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(bench_command)
+app.command("sweep", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(sweep_command)
+app.command("race", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(race_command)
 app.command("verify", rich_help_panel=_WORK)(verify_command)
 app.command("certify", rich_help_panel=_WORK)(certify_command)
 app.command("push", rich_help_panel=_HUB)(push_command)

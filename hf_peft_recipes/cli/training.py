@@ -10,6 +10,7 @@ import typer
 
 from hf_peft_recipes import launching
 from hf_peft_recipes.api import Recipe, resolve_recipe
+from hf_peft_recipes.budget import make_budget
 from hf_peft_recipes.cli.flags import parse_flags
 from hf_peft_recipes.cli.printing import print_json, print_rich
 from hf_peft_recipes.cli.publishing import HUB, BaseModel, CreatePr, PushBase, Tag, print_outcome
@@ -50,6 +51,9 @@ def train_command(
         ),
     ] = None,
     longest: Annotated[bool, typer.Option("--longest", hidden=True)] = False,
+    trial: Annotated[str | None, typer.Option("--trial", hidden=True)] = None,
+    budget_seconds: Annotated[float | None, typer.Option("--budget_seconds", hidden=True)] = None,
+    budget_tokens: Annotated[int | None, typer.Option("--budget_tokens", hidden=True)] = None,
     exact: Exact = False,
     as_json: AsJson = False,
     num_processes: Annotated[
@@ -108,7 +112,7 @@ def train_command(
 
     `hf-peft-recipes show NAME` prints what a recipe sets, and why.
     """
-    recipe = resolve_recipe(name, parse_flags(context.args), exact=exact)
+    recipe = resolve_recipe(name, parse_flags(context.args), exact=exact, objects=_callbacks(trial))
     told = {
         "private": hub_private_repo, "revision": hub_revision, "create_pr": create_pr, "tag": tag,
         "base_model": base_model, "push_base": push_base,
@@ -131,8 +135,9 @@ def train_command(
         print("no --model: the embedded tiny model is trained", file=sys.stderr)
     command = shlex.join(["hf-peft-recipes", *sys.argv[1:]])
     result = recipe.train(
-        output_dir, overwrite=overwrite, resume=resume, dry_run=dry_run, longest=longest, rehearse=False,
-        progress=main, command=command, publication=publication,
+        output_dir, overwrite=overwrite, resume=resume, dry_run=dry_run, longest=longest,
+        budget=make_budget(budget_seconds, budget_tokens), rehearse=False, progress=main, command=command,
+        publication=publication,
     )  # fmt: skip
     if not main:
         return
@@ -144,6 +149,15 @@ def train_command(
         print(f"dry run: one step of {result.record['recipe']} with loss {losses[0]:.4f}; nothing was written")
         return
     _print_result(result.record, str(result.folder))
+
+
+def _callbacks(trial: str | None) -> dict[str, Any]:
+    """Return what a trial of a sweep brings along: what reports to its study."""
+    if trial is None:
+        return {}
+    from hf_peft_recipes.sweep.reporting import reporter
+
+    return {"callbacks": [reporter(trial)]}
 
 
 def _rehearse(recipe: Recipe, wanted: bool | None) -> None:

@@ -114,7 +114,8 @@ def _read_one(
     columns, templates = section.get("columns") or {}, section.get("format") or {}
     raw = read_data(dataset, headless=by_position(columns))
     train_table = find_split(raw.splits, section["split"], "data.split")
-    if held_out_split is not None:
+    # Where there is no validation split, the rows that are set aside are one.
+    if held_out_split is not None and (held_out_split != "validation" or not section["validation_size"]):
         find_split(raw.splits, held_out_split, "evaluation.split")
     drops = section["on_bad_row"] == "drop"
 

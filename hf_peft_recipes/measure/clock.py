@@ -43,11 +43,19 @@ class StepClock(TrainerCallback):
         self._counts: list[torch.Tensor] = []
         self._marks: list[tuple[Any, Any]] = []
         self._mark: Any = None
+        self._summed = (0, 0)
 
     @property
     def done(self) -> int:
         """Return the number of steps that ended."""
         return len(self._marks)
+
+    def tokens_seen(self) -> int:
+        """Return how many tokens this process's steps were fed so far, padding left out; waits for the GPU."""
+        number, tokens = self._summed
+        tokens += sum(int(count[0]) for count in self._counts[number:])
+        self._summed = len(self._counts), tokens
+        return tokens
 
     def watch(self, trainer: Any) -> None:
         """Count what the trainer's steps are fed, from now on."""

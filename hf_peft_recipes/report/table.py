@@ -49,7 +49,7 @@ def run_table(record: Mapping[str, Any]) -> Any:
     table = metrics_table(record["metrics"], f"{record['recipe']}: {record['status']}")
     table.add_section()
     trainable, total = record["parameters"]["trainable"], record["parameters"]["total"]
-    rows = record["data"]["ledger"]["rows"]
+    rows, stopping = record["data"]["ledger"]["rows"], record.get("stopping")
     tokens = record["data"]["ledger"]["tokens"]
     for name, value in {
         "trainable parameters": f"{trainable:,} of {total:,} ({trainable / total:.2%})",
@@ -57,6 +57,7 @@ def run_table(record: Mapping[str, Any]) -> Any:
         "tokens": f"{tokens['total']:,}, {tokens['supervised']:,} with loss",
         "tokens/s": f"{measured['tokens_per_second']:,.0f}" if measured["tokens_per_second"] else "-",
         "peak memory": f"{measured['peak_memory_bytes'] / GIB:.2f} GiB" if measured["peak_memory_bytes"] else "-",
+        **({"steps": _stopped(stopping)} if stopping else {}),
         "folder": record["output_dir"],
     }.items():
         table.add_row(name, "", value)
@@ -91,6 +92,12 @@ def merge_table(record: Mapping[str, Any], folder: str) -> Any:
         cells = (f"{found['divergence']['mean']:.2e}", *values, found["dtype"], _size(found["size_bytes"]))
         table.add_row(name, *cells, style="bold" if name == record["into"] else "")
     return table
+
+
+def _stopped(stopping: Mapping[str, Any]) -> str:
+    ended = f"stopped at {stopping['steps']:,} of" if stopping["stopped_early"] else "all"
+    best = f"{str(stopping['metric']).replace('_', ' ')} {stopping['best_value']:.4g}"
+    return f"{ended} {stopping['planned_steps']:,}; saved is {stopping['best_step']:,} ({best})"
 
 
 def _size(number: int) -> str:

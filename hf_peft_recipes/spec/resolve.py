@@ -160,9 +160,16 @@ def _holds(rule: Rule, entries: Entries, facts: Mapping[str, Any]) -> bool:
         if key.split(".")[0] not in SECTIONS and key not in facts:
             raise UserError(f"{rule.origin}: rule on unknown fact {key!r}{did_you_mean(key, facts)}")
         found = facts[key] if key in facts else entries.value(*key.split("."))
-        if found not in wanted if isinstance(wanted, list) else found != wanted:
+        if not _is_wanted(found, wanted):
             return False
     return True
+
+
+def _is_wanted(found: Any, wanted: Any) -> bool:
+    """Whether a value is the wanted one, one of several, or, as `{not: …}` has it, none of these."""
+    if isinstance(wanted, Mapping) and set(wanted) == {"not"}:
+        return not _is_wanted(found, wanted["not"])
+    return found in wanted if isinstance(wanted, list) else bool(found == wanted)
 
 
 def _apply_rule(rule: Rule, entries: Entries, before: dict[Path, Entry], fields: Fields) -> None:
@@ -185,6 +192,8 @@ def _apply_rule(rule: Rule, entries: Entries, before: dict[Path, Entry], fields:
 
 
 def _yaml_word(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_yaml_word(word)}" for key, word in value.items())
     return {"True": "true", "False": "false", "None": "null"}.get(str(value), str(value))
 
 
@@ -215,3 +224,39 @@ def _check_whole(name: str, entries: Entries) -> None:
         )
     if entries.section("adapter") and not entries.value("adapter", "peft_type"):
         raise UserError(f"recipe {name!r}: adapter.peft_type is missing (LORA, IA3 …)")
+    _check_best(entries)
+
+
+def _check_best(entries: Entries) -> None:
+    """Raise a UserError where the best checkpoint is to be kept, and would not be written or not be known."""
+
+    def told(section: str, key: str) -> str:
+        entry = entries.get((section, key)) or Entry(None, "upstream's default")
+        return f"{section}.{key} = {_yaml_word(entry.value)} (from {entry.origin})"
+
+    patience = entries.value("evaluation", "early_stopping_patience")
+    if patience is not None and patience < 1:
+        raise UserError(f"{told('evaluation', 'early_stopping_patience')}: at least 1 evaluation, or null, is wanted")
+    if (entries.value("evaluation", "early_stopping_threshold") or 0) < 0:
+        raise UserError(f"{told('evaluation', 'early_stopping_threshold')}: 0 or more is wanted")
+    training = entries.section("training") or {}
+    if not training.get("load_best_model_at_end"):
+        if patience is not None:
+            raise UserError(
+                f"{told('evaluation', 'early_stopping_patience')} keeps the best checkpoint, which "
+                f"{told('training', 'load_best_model_at_end')} does not; leave one of them out"
+            )
+        return
+    evaluates, saves = training.get("eval_strategy"), training.get("save_strategy")
+    if evaluates in (None, "no"):
+        raise UserError(
+            f"{told('training', 'eval_strategy')}: which checkpoint is the best one is known by evaluation alone; "
+            "use --eval_strategy steps"
+        )
+    # Upstream lets saves be rarer than evaluations, and then goes back to a checkpoint that is not the best.
+    aligned = saves == "epoch" or training.get("save_steps") == training.get("eval_steps")
+    if saves != "best" and (saves != evaluates or not aligned):
+        raise UserError(
+            f"{told('training', 'save_strategy')}, {told('training', 'save_steps')}: the best checkpoint is there only "
+            f"where one is written at each evaluation ({told('training', 'eval_steps')}); use --save_strategy best"
+        )

@@ -29,13 +29,15 @@ HOUSE_FIELDS: dict[str, dict[str, Field]] = {
         "fix": Field("bool"),  # mend what the stop test finds
     },
     "evaluation": {
-        "split": Field("str"),  # the held-out split; null takes test, else validation
+        "split": Field("str"),  # the held-out split; null takes test, else validation: the split, or what was set aside
         "task": Field("str"),  # auto, or one of evaluation.TASKS
         "max_rows": Field("int"),  # held-out rows scored; null takes all, 0 none
         "max_new_tokens": Field("int"),  # null: as many as the longest reference has
         "batch_size": Field("int"),  # rows generated at a time
         "bootstrap_samples": Field("int"),
         "confidence": Field("float"),
+        "early_stopping_patience": Field("int"),  # evaluations without a better one that end training; null for none
+        "early_stopping_threshold": Field("float"),  # by how much better an evaluation must be to count
     },
     "feedback": {},
 }

@@ -1,10 +1,12 @@
 """A resolved recipe as people and programs read it: the table of `show`, and the `recipe.yaml` of a run."""
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes.spec import strict_yaml
 from hf_peft_recipes.spec.compose import Rule
-from hf_peft_recipes.spec.entries import SCALARS, SECTIONS
+from hf_peft_recipes.spec.entries import SCALARS, SECTIONS, Entry
 from hf_peft_recipes.spec.resolve import ResolvedRecipe
 
 
@@ -56,6 +58,24 @@ def recipe_file(recipe: ResolvedRecipe) -> str:
     if rules:
         mapping["rules"] = rules
     return strict_yaml.dump(mapping)
+
+
+def with_absolute_paths(recipe: ResolvedRecipe) -> ResolvedRecipe:
+    """Return the recipe with local paths made absolute, so that its file works from any folder."""
+    entries = type(recipe.entries)(recipe.entries)
+    for path in (("model", "name_or_path"), ("data", "dataset")):
+        if entry := entries.get(path):
+            named = entry.value if isinstance(entry.value, list) else [entry.value]
+            found = [absolute(name) for name in named]
+            value = found if isinstance(entry.value, list) else found[0]
+            entries[path] = Entry(value, entry.origin, entry.reason)
+    return dataclasses.replace(recipe, entries=entries)
+
+
+def absolute(name: Any) -> Any:
+    """Return the full path of what exists here, any other name as it is."""
+    path = Path(name).expanduser() if isinstance(name, (str, Path)) else None
+    return str(path.resolve()) if path and path.exists() else name
 
 
 def _is_overruled(recipe: ResolvedRecipe, rule: Rule, dotted: str) -> bool:
