@@ -54,6 +54,7 @@ def add_adapter(model: Any, adapter: Mapping[str, Any], task_type: str) -> Any:
             wrapped = get_peft_model(model, get_peft_config(arguments))
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"adapter: {str(error).splitlines()[0]}") from None
+    let_disable(wrapped)
     head = wrapped.get_output_embeddings()
     if head is not None and not hasattr(head, "bias"):
         # TRL 1.16 asks every head for its bias; PEFT's wrapper of one with trained tokens forwards only the weight.
@@ -83,10 +84,22 @@ def load_adapter(base: Any, folder: Path) -> Any:
     if rows is not None and rows != base.get_input_embeddings().weight.shape[0]:
         base.resize_token_embeddings(rows, mean_resizing=False)
     try:
-        return PeftModel.from_pretrained(base, str(folder))
+        loaded = PeftModel.from_pretrained(base, str(folder))
     except (RuntimeError, ValueError, TypeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"the adapter in {str(folder)!r} does not fit its base: {' '.join(lines[:2])}") from error
+    let_disable(loaded)
+    return loaded
+
+
+def let_disable(model: Any) -> None:
+    """Let a model with virtual tokens be looked at without them where it generates nothing.
+
+    PEFT 0.21.2 swaps `prepare_inputs_for_generation` too, and fails where there is none, as in classifiers.
+    """
+    if not hasattr(model, "prepare_inputs_for_generation"):
+        model.prepare_inputs_for_generation = None
+        model.base_model.prepare_inputs_for_generation = None
 
 
 def _vocabulary_size(base: Any, folder: Path) -> int | None:

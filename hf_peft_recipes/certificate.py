@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_peft_recipes.adapters import adapter_file
+from hf_peft_recipes.adapters import adapter_file, let_disable
 from hf_peft_recipes.errors import CertificateError, UserError
 from hf_peft_recipes.four_bit import mend
 from hf_peft_recipes.fresh_process import last_words, run_verb
@@ -232,6 +232,8 @@ def _load(folder: Path, statement: Mapping[str, Any], has_adapter: bool) -> Any:
     loader = getattr(peft, name.replace("AutoModel", "AutoPeftModel")) if has_adapter else getattr(transformers, name)
     model = loader.from_pretrained(str(folder), **keywords)
     mend(model)
+    if has_adapter:
+        let_disable(model)
     return model.eval()
 
 

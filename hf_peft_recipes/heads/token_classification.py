@@ -31,7 +31,7 @@ def values(model: Any, ids: Sequence[int], answer: Sequence[int]) -> Any:
     with inference(model):
         tokens = torch.tensor([list(ids)], device=model.device)
         found = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
-    return torch.log_softmax(found[0].float(), -1).cpu()
+    return torch.log_softmax(found[0, -len(ids) :].float(), -1).cpu()
 
 
 def collator(tokenizer: Any) -> Any:
@@ -44,6 +44,7 @@ def collator(tokenizer: Any) -> Any:
 def logits(model: Any, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """Return logits and targets of the tokens that have a label, and their rows; see `Scoring`."""
     given = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
-    found = model(**given).logits
+    # Counted from the end: soft prompts add positions at the start.
+    found = model(**given).logits[:, -batch["labels"].shape[1] :]
     kept = (batch["labels"] != -100).to(found.device)
     return found[kept].float(), batch["labels"].to(found.device)[kept], kept.nonzero()[:, 0].cpu()

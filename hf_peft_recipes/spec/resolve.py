@@ -8,7 +8,7 @@ from typing import Any
 from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.spec import strict_yaml
 from hf_peft_recipes.spec.compose import Composition, Rule
-from hf_peft_recipes.spec.entries import GIVEN, SECTIONS, Entries, Entry, Path, leaves
+from hf_peft_recipes.spec.entries import GIVEN, SCALARS, SECTIONS, Entries, Entry, Path, leaves
 from hf_peft_recipes.spec.sections import (
     FLAG_ALIASES,
     OWNED_FIELDS,
@@ -157,7 +157,7 @@ def _read(override: Override, path: Path, fields: Fields) -> Any:
 
 def _holds(rule: Rule, entries: Entries, facts: Mapping[str, Any]) -> bool:
     for key, wanted in rule.when.items():
-        if key.split(".")[0] not in SECTIONS and key not in facts:
+        if key.split(".")[0] not in (*SECTIONS, *SCALARS) and key not in facts:
             raise UserError(f"{rule.origin}: rule on unknown fact {key!r}{did_you_mean(key, facts)}")
         found = facts[key] if key in facts else entries.value(*key.split("."))
         if not _is_wanted(found, wanted):
