@@ -12,6 +12,7 @@ from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.preflight import RunRequest, examine_data
 from hf_peft_recipes.rows import Tokenized, tokenize
 from hf_peft_recipes.spec import ResolvedRecipe
+from hf_peft_recipes.spec.objectives import objective_facts
 
 _UNFINISHED = "\ufffd"
 """What bytes that make no character yet are decoded to."""
@@ -47,7 +48,7 @@ def inspect_data(
     if longest and row is None:
         chosen = _longest(examples, tokenized.renderer, number)
     placed = dict(zip(sorted(set(chosen)), examples.pick(sorted(set(chosen))), strict=True))
-    data = recipe.section("data") or {}
+    data, is_answered = recipe.section("data") or {}, objective_facts(recipe.objective).is_rewarded
     template = "chat template" if tokenized.renderer.has_template else "none: prompt, separator, answer, end token"
     return {
         "recipe": recipe.name,
@@ -64,7 +65,7 @@ def inspect_data(
         },
         "checks": [vars(check) for check in tokenized.checks],
         "ledger": tokenized.rows.ledger(),
-        "rows": [_shown(place, at, example, tokenized) for at, (place, example) in placed.items()],
+        "rows": [_shown(place, at, example, tokenized, is_answered) for at, (place, example) in placed.items()],
     }  # fmt: skip
 
 
@@ -80,9 +81,17 @@ def _length(renderer: Renderer, example: Example) -> int:
     return len(made.input_ids) if isinstance(made, TokenRow) else 0
 
 
-def _shown(place: str, at: int, example: Example, tokenized: Tokenized) -> dict[str, Any]:
+def _row(example: Example, renderer: Renderer, is_answered: bool) -> TokenRow:
+    """Return the example's tokens; of a prompt that the model answers itself no more than that, and none to learn."""
+    if not is_answered:
+        return renderer.row(example)
+    served = renderer.prompt(example)
+    return TokenRow(served, [IGNORED] * len(served))
+
+
+def _shown(place: str, at: int, example: Example, tokenized: Tokenized, is_answered: bool) -> dict[str, Any]:
     renderer, limit = tokenized.renderer, tokenized.max_length
-    row, tokenizer = renderer.row(example), renderer.tokenizer
+    row, tokenizer = _row(example, renderer, is_answered), renderer.tokenizer
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     length = len(row.input_ids)
     return {

@@ -9,7 +9,7 @@ SHARES = (
 LOWER_IS_BETTER = ("loss", "perplexity")
 """All others are better when higher."""
 
-TASK_METRICS = ("accuracy", "exact_match", "preference_accuracy", "reward_accuracy", "reward_auc")
+TASK_METRICS = ("accuracy", "exact_match", "preference_accuracy", "reward_accuracy", "reward_auc", "reward")
 """What a task is about; plain text has none."""
 
 DEFINITIONS = {
@@ -27,4 +27,5 @@ DEFINITIONS = {
     "reward_auc": "how often, of a wanted and an unwanted answer, training made the wanted one gain more (ROC AUC)",
     "reward_margin": "how much more likely training made wanted answers than the others, in nats an answer: DPO's "
     "implicit reward without its factor beta",
+    "reward": "what a generated answer is worth on average, the recipe's reward functions weighted and summed",
 }

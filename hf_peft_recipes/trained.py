@@ -11,9 +11,10 @@ import torch
 from hf_peft_recipes import adapters, lineage, models
 from hf_peft_recipes.data import Example, Examples, Renderer, read
 from hf_peft_recipes.errors import UserError
-from hf_peft_recipes.evaluation import Metrics, find_task, score_rows, summarize
+from hf_peft_recipes.evaluation import Metrics, evaluation_section, find_task, score_rows, summarize
 from hf_peft_recipes.generation import stream
 from hf_peft_recipes.objectives import find_objective
+from hf_peft_recipes.scorers.rewards import read_rewards
 from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.spec.objectives import objective_facts
 
@@ -128,10 +129,11 @@ def score(
         record: the run's `result.json`.
         before: of the base on the same rows, for what is measured from there.
     """
-    recipe, section = trained.recipe, trained.recipe.section("evaluation") or {}
+    recipe, section = trained.recipe, evaluation_section(trained.recipe)
     length = record["data"]["ledger"]["max_length"]
+    rewards = read_rewards(recipe)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bool(recipe.value("training.bf16"))):
-        scores = score_rows(model, trained.renderer, rows, task, section, trained.stop_ids, length)
+        scores = score_rows(model, trained.renderer, rows, task, section, trained.stop_ids, length, rewards)
     seed = recipe.value("training.seed") or 0
     return summarize(scores, task, section, seed, before.scores if before else None)
 

@@ -1,6 +1,7 @@
 """Scorers: what they say of an answer, how a recipe names them, and what a model's code cannot do."""
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -45,6 +46,14 @@ def test_a_recipe_names_scorers_with_arguments_or_functions():
     named, functions = paths_of(["exact", code_of])
     assert named == ["exact", "hf_peft_recipes.scorers.unit_tests:code_of"]
     assert functions == {named[1]: code_of}
+
+
+def test_a_function_is_found_in_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "rewards_of_my_own.py").write_text("def short(completions, **_): return [0.0 for _ in completions]\n")
+    monkeypatch.chdir(tmp_path)
+    (scorer,) = read_scorers("rewards_of_my_own:short", "--rewards", {})
+    assert scorer.name == "short" and scorer.function(completions=["a", "b"]) == [0.0, 0.0]
+    assert str(tmp_path) not in sys.path
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hf_peft_recipes.card.facts import reward_weights
 from hf_peft_recipes.metric_facts import DEFINITIONS, LOWER_IS_BETTER, SHARES, TASK_METRICS
 
 Row = tuple[str, ...]
@@ -28,6 +29,7 @@ def definitions(record: Mapping[str, Any]) -> list[Row]:
     texts = dict(DEFINITIONS)
     if record["data"]["format"] == "text":
         texts["loss"] = texts["loss"].replace("the tokens of the answers", "all tokens of the texts")
+    texts |= {f"reward_{name}": f"the reward `{name}` alone, unweighted" for name in reward_weights(record)}
     return [(name.replace("_", " "), texts[name]) for name in names if name in texts]
 
 
@@ -43,7 +45,7 @@ def verdict(metrics: Mapping[str, Any]) -> str:
 def certainty(metrics: Mapping[str, Any]) -> str:
     """Return what an interval of no width hides: with every row right, some errors are still likely elsewhere."""
     rows, confidence = metrics.get("rows"), metrics.get("confidence")
-    values = [metrics["after"][name] for name in TASK_METRICS if name in metrics["after"]]
+    values = [metrics["after"][name] for name in TASK_METRICS if name in SHARES and name in metrics["after"]]
     if not rows or not confidence or values not in ([0.0], [1.0]):
         return ""
     # Clopper and Pearson 1934, one-sided, for no case in n rows.

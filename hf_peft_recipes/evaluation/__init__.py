@@ -6,7 +6,7 @@ Nothing is packed here: a row never sees another one.
 from hf_peft_recipes.evaluation.losses import BATCH_LOGIT_BYTES, heaviest, padded_batches, scored_row
 from hf_peft_recipes.evaluation.metrics import classification_metrics, confusion, summarize
 from hf_peft_recipes.evaluation.scores import Metrics, RowScore
-from hf_peft_recipes.evaluation.tasks import answer_tokens, find_task, score_rows
+from hf_peft_recipes.evaluation.tasks import answer_tokens, evaluation_section, find_task, score_rows
 
 __all__ = [
     "BATCH_LOGIT_BYTES",
@@ -15,6 +15,7 @@ __all__ = [
     "answer_tokens",
     "classification_metrics",
     "confusion",
+    "evaluation_section",
     "find_task",
     "heaviest",
     "padded_batches",

@@ -46,6 +46,9 @@ def summarize(
         resampled |= judged_metrics(gains, wanted, counts)
     for name, by_row in _BY_ROW.get(task, _nothing)(scores, base).items():
         values[name], resampled[name] = float(by_row.mean()), by_row[chosen].mean(1)
+    for name in scores[0].rewards if scores else ():
+        by_row = numpy.array([score.rewards[name] for score in scores])
+        values[name], resampled[name] = float(by_row.mean()), by_row[chosen].mean(1)
     intervals = {
         name: [float(numpy.quantile(draws, tail)), float(numpy.quantile(draws, 1 - tail))]
         for name, draws in resampled.items()
@@ -61,7 +64,9 @@ def _losses(scores: Sequence[RowScore], chosen: Any) -> tuple[dict[str, float], 
     wanted = numpy.array([score.wanted is not False for score in scores])
     sums = numpy.array([score.negative_log_likelihood for score in scores]) * wanted
     counts = numpy.array([score.tokens for score in scores]) * wanted
-    loss = float(sums.sum() / max(counts.sum(), 1))
+    if not counts.sum():
+        return {}, {}
+    loss = float(sums.sum() / counts.sum())
     drawn = sums[chosen].sum(1) / numpy.maximum(counts[chosen].sum(1), 1)
     # Beyond e^700 a float has no room; the loss says all there is to say.
     return (

@@ -1,5 +1,6 @@
 """What one held-out row comes to under one model, and what all of them do."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -16,6 +17,9 @@ class RowScore:
     """The same two figures of the refused answer of a pair."""
     wanted: bool | None = None
     """Of a judged answer, whether it is wanted."""
+
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    """What the answer is worth, by reward function, and their weighted sum as `reward`."""
 
     @property
     def chosen(self) -> tuple[float, int]:

@@ -21,6 +21,11 @@ class ObjectiveFacts:
         """Whether rows can be packed, which the faster paths through a model and its plan are made for."""
         return self.shape in ("text", "plain")
 
+    @property
+    def is_rewarded(self) -> bool:
+        """Whether the model's own answers are trained on, by what reward functions say of them."""
+        return self.shape == "prompts"
+
 
 OBJECTIVES = {
     "sft": ObjectiveFacts("trl.trainer.sft_config.SFTConfig", "text", "supervised fine-tuning"),
@@ -33,6 +38,10 @@ OBJECTIVES = {
     "cpo": ObjectiveFacts(
         "trl.experimental.cpo.cpo_config.CPOConfig", "pairs", "contrastive preference optimisation (CPO)"
     ),
+    "grpo": ObjectiveFacts(
+        "trl.trainer.grpo_config.GRPOConfig", "prompts", "group relative policy optimisation (GRPO)"
+    ),
+    "rloo": ObjectiveFacts("trl.trainer.rloo_config.RLOOConfig", "prompts", "REINFORCE leave-one-out (RLOO)"),
 }
 """Objectives by name; the module of the same name in `objectives/` trains them."""
 
