@@ -194,7 +194,8 @@ def compare(receipt: Receipt, found: Receipt) -> Verdict:
             _near("gradient norm", receipt["gradient_norms"][:steps], found["gradient_norms"], GRADIENT_TOLERANCE),
         ]
     )
-    if device["kind"] == here["kind"]:
+    # Answers have a length of their own at each step, and kernels are kept for each: memory grows with the steps.
+    if device["kind"] == here["kind"] and ("rewards" not in receipt or steps == receipt["steps"]):
         checks.append(_memory(receipt["peak_memory_bytes"]["train"], found["peak_memory_bytes"]["train"]))
     rates = receipt["tokens_per_second"], found["tokens_per_second"]
     ratio = rates[1] / rates[0] if all(rates) else None
