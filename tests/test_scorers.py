@@ -30,6 +30,9 @@ from hf_peft_recipes.scorers.unit_tests import code_of, unit_tests
         ("length", "one two three", None, {"wanted": 1}, 0),
         ("length", "", None, {"wanted": 2}, 0),
         ("length", "one", None, {"wanted": 10, "unit": "tokens", "tokens": 8}, 0.8),
+        ("numeric", "so 1,200 is it", "6 x 200 = 1200\n#### 1200", {}, 1),
+        ("numeric", "#### 5, not 6", "#### 6", {}, 0),
+        ("numeric", "none", "#### 6", {}, 0),
     ],
 )
 def test_what_a_scorer_says(name, answer, reference, options, expected):

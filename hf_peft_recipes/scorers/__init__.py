@@ -6,6 +6,7 @@ from hf_peft_recipes.scorers.exact import exact
 from hf_peft_recipes.scorers.format import format
 from hf_peft_recipes.scorers.label import label
 from hf_peft_recipes.scorers.length import length
+from hf_peft_recipes.scorers.numeric import numeric
 from hf_peft_recipes.scorers.regex import regex
 from hf_peft_recipes.scorers.unit_tests import unit_tests
 
@@ -17,6 +18,7 @@ SCORERS: dict[str, Scorer] = {
     "format": format,
     "label": label,
     "length": length,
+    "numeric": numeric,
     "regex": regex,
     "unit_tests": unit_tests,
 }
