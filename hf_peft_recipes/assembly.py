@@ -22,10 +22,12 @@ from hf_peft_recipes.measure.memory import release_free_memory
 from hf_peft_recipes.measure.phases import Phases
 from hf_peft_recipes.models import ParameterCount
 from hf_peft_recipes.objectives import find_objective
+from hf_peft_recipes.objectives.learning_signal import LearningSignal
 from hf_peft_recipes.preflight import Examined, RunRequest
 from hf_peft_recipes.proof import TrainingProof
 from hf_peft_recipes.report.progress import Progress
 from hf_peft_recipes.rows import tokenize
+from hf_peft_recipes.scorers.rewards import Reward, read_rewards
 from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.spec.objectives import objective_facts
 from hf_peft_recipes.speed import speed_up
@@ -46,6 +48,11 @@ class Prepared:
     parameters: ParameterCount
     world: World
     phases: Phases
+    rewards: list[Reward]
+    """What answers are worth; empty where nobody asks."""
+
+    signal: LearningSignal | None = None
+    """Whether rewards tell answers apart; None where there are no rewards."""
 
     def release(self) -> None:
         """Give up the model and all that training held, so that another process has room for its own."""
@@ -85,14 +92,16 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     # Before a trainer adds a copy to compare with.
     parameters = models.count_parameters(model)
     clock = StepClock(phases)
-    evaluation = recipe.section("evaluation") or {}
+    facts, evaluation = objective_facts(recipe.objective), recipe.section("evaluation") or {}
     stopping = stopping_callbacks(
         arguments, evaluation.get("early_stopping_patience"), evaluation.get("early_stopping_threshold")
     )
     if request.budget:
         stopping.append(BudgetEnd(request.budget, clock.tokens_seen))
-    callbacks = [TrainingProof(), clock, *stopping, *request.callbacks]
-    trainer = objective.build_trainer(model, tokenized.renderer.tokenizer, data, arguments, callbacks)
+    callbacks = [TrainingProof(facts.is_rewarded, not request.dry_run), clock, *stopping, *request.callbacks]
+    rewards = read_rewards(recipe, request.rewards)
+    further = {"rewards": rewards} if facts.is_rewarded else {}
+    trainer = objective.build_trainer(model, tokenized.renderer.tokenizer, data, arguments, callbacks, **further)
     clock.watch(trainer)
     if request.longest:
         _keep_longest(trainer, data, tokenized.renderer, int(evaluation["batch_size"]))
@@ -101,10 +110,13 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     trainer.remove_callback(PrinterCallback)
     if world.is_main and request.progress:
         trainer.add_callback(Progress(lambda: phases.peak_memory_bytes("train") or 0))
-    faster = objective_facts(recipe.objective).packs and recipe.value("speed") != "off"
+    faster = facts.packs and recipe.value("speed") != "off"
     speed = speed_up(model, detect_device().kind) if faster else []
     phases.lap("load")
-    return Prepared(trainer, model, tokenized.renderer, tokenized.checks, data, speed, parameters, world, phases)
+    return Prepared(
+        trainer, model, tokenized.renderer, tokenized.checks, data, speed, parameters, world, phases, rewards,
+        trainer.signal if rewards else None,
+    )  # fmt: skip
 
 
 def _keep_longest(trainer: Any, data: PreparedData, renderer: Maker, scored: int) -> None:

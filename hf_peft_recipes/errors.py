@@ -7,7 +7,7 @@ EXIT_CODES = {
     0: "done",
     1: "a fault of this software or of a library below it",
     2: "a mistake in what was asked: nothing was loaded or written",
-    3: "the run stopped itself: what should train did not train, or what should be frozen moved",
+    3: "the run stopped itself: what should train did not train, what should be frozen moved, or a reward failed",
     4: "the run stopped itself: the processes that came up are not the ones that were asked for",
     5: "the Hub was not reached or refused; what is on this machine is whole, and the last line says how to go on",
     6: "what was written does not load as what was trained",
@@ -35,6 +35,12 @@ class UnplannedError(UserError):
 
 class NotTrainedError(RecipeError):
     """Training ran, but tensors that should have been trained did not change, or frozen ones did."""
+
+    exit_code = 3
+
+
+class RewardError(RecipeError):
+    """A reward function raised, or returned something else than a finite number an answer."""
 
     exit_code = 3
 

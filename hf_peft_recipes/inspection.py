@@ -9,10 +9,12 @@ from hf_peft_recipes import models
 from hf_peft_recipes.data import Example, Examples, Maker
 from hf_peft_recipes.data.encoders import LabelledRow
 from hf_peft_recipes.data.formats import BadRowError
+from hf_peft_recipes.data.rendering import IGNORED, TokenRow
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.preflight import RunRequest, examine_data
 from hf_peft_recipes.rows import Tokenized, tokenize
 from hf_peft_recipes.spec import ResolvedRecipe
+from hf_peft_recipes.spec.objectives import objective_facts
 
 _UNFINISHED = "\ufffd"
 """What bytes that make no character yet are decoded to."""
@@ -48,7 +50,7 @@ def inspect_data(
     if longest and row is None:
         chosen = _longest(examples, tokenized.renderer, number)
     placed = dict(zip(sorted(set(chosen)), examples.pick(sorted(set(chosen))), strict=True))
-    data = recipe.section("data") or {}
+    data, is_answered = recipe.section("data") or {}, objective_facts(recipe.objective).is_rewarded
     template = "chat template" if tokenized.renderer.has_template else "none: prompt, separator, answer, end token"
     return {
         "recipe": recipe.name,
@@ -65,7 +67,7 @@ def inspect_data(
         },
         "checks": [vars(check) for check in tokenized.checks],
         "ledger": tokenized.rows.ledger(),
-        "rows": [_shown(place, at, example, tokenized) for at, (place, example) in placed.items()],
+        "rows": [_shown(place, at, example, tokenized, is_answered) for at, (place, example) in placed.items()],
     }  # fmt: skip
 
 
@@ -81,11 +83,20 @@ def _length(renderer: Maker, example: Example) -> int:
     return 0 if isinstance(made, BadRowError) else made.length
 
 
-def _shown(place: str, at: int, example: Example, tokenized: Tokenized) -> dict[str, Any]:
-    renderer, limit = tokenized.renderer, tokenized.max_length
-    (row,), tokenizer = renderer.rows([example]), renderer.tokenizer
+def _row(example: Example, renderer: Maker, is_answered: bool) -> Any:
+    """Return the example's tokens; of a prompt that the model answers itself no more than that, and none to learn."""
+    if is_answered:
+        served = renderer.prompt(example)
+        return TokenRow(served, [IGNORED] * len(served))
+    (row,) = renderer.rows([example])
     if isinstance(row, BadRowError):
         raise row
+    return row
+
+
+def _shown(place: str, at: int, example: Example, tokenized: Tokenized, is_answered: bool) -> dict[str, Any]:
+    renderer, limit = tokenized.renderer, tokenized.max_length
+    row, tokenizer = _row(example, renderer, is_answered), renderer.tokenizer
     marked = row.marked()
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     length = len(marked)

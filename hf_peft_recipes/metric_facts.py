@@ -12,7 +12,7 @@ LOWER_IS_BETTER = ("loss", "perplexity")
 
 TASK_METRICS = (
     "accuracy", "exact_match", "numeric_match", "entity_f1", "rougeL", "preference_accuracy", "reward_accuracy",
-    "reward_auc", "tag_accuracy", "score_accuracy",
+    "reward_auc", "tag_accuracy", "score_accuracy", "reward",
 )  # fmt: skip
 """What a task is about; plain text has none."""
 
@@ -52,4 +52,5 @@ DEFINITIONS = {
     "reward_auc": "how often, of a wanted and an unwanted answer, training made the wanted one gain more (ROC AUC)",
     "reward_margin": "how much more likely training made wanted answers than the others, in nats an answer: DPO's "
     "implicit reward without its factor beta",
+    "reward": "what a generated answer is worth on average, the recipe's reward functions weighted and summed",
 }

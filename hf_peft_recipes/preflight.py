@@ -14,6 +14,7 @@ from hf_peft_recipes.data.reading import Examples
 from hf_peft_recipes.data.shapes import SHAPES, check_shape
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE, read_result
+from hf_peft_recipes.scorers.rewards import read_rewards
 from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.spec.objectives import OBJECTIVES, objective_facts
 
@@ -24,6 +25,7 @@ _RUN_PATTERNS = (
     "chat_template.jinja", "added_tokens.json", "vocab.json", "merges.txt", "training_args.bin", "checkpoint-*",
 )  # fmt: skip
 
+_PROMPT_ONLY = "prompt_only"
 _TO_LEARN_ANSWERS = {
     "preference": " To train on what was chosen: --data.columns.completion chosen",
     "feedback": " To train on all completions: --data.columns.completion completion",
@@ -51,6 +53,8 @@ class RunRequest:
     tokenizer: Any = None
     dataset: Any = None
     callbacks: list[Any] = field(default_factory=list)
+    rewards: dict[str, Any] = field(default_factory=dict)
+    """The caller's reward functions, by the path under which the recipe names them."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
     """Return the run's folder and data, after every check that needs no model.
 
     Raises:
-        UserError: an output folder in use, a base without weights, data that cannot be used.
+        UserError: an output folder in use, a base without weights, no reward where one is wanted, data that cannot be
+            used.
         LaunchError: the launcher's variables contradict each other.
     """
     launching.check_environment(os.environ)
@@ -74,7 +79,15 @@ def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
         _check_folder(output_dir, request)
     if request.model is None:
         models.check_base(recipe.section("model"))
-    return Examined(output_dir, examine_data(recipe, request))
+    rewards = read_rewards(recipe, request.rewards)
+    examples = examine_data(recipe, request)
+    wanting = next((reward.name for reward in rewards if reward.scorer.needs_reference), None)
+    if wanting and _PROMPT_ONLY in examples.format.split(" + "):
+        raise UserError(
+            f"data set {examples.name!r} holds prompts alone, and the reward {wanting!r} needs a reference: "
+            "name its column, --data.columns.prompt … --data.columns.completion …"
+        )
+    return Examined(output_dir, examples)
 
 
 def examine_data(recipe: ResolvedRecipe, request: RunRequest) -> Examples:

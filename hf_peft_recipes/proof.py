@@ -33,7 +33,16 @@ class TrainingProof(TrainerCallback):
     `result()` gives the account afterwards.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, waits: bool = False, concludes: bool = True) -> None:
+        """Args:
+        waits: whether an update without any gradient is no fault: where all answers to a prompt had the same reward,
+            there is nothing to learn. Such updates are none to judge by; a run of them alone did not train.
+        concludes: whether the end of training is one to judge by, which that of a dry run is not.
+        """
+        self._concludes = concludes
+        self._waits = waits
+        self.empty_updates = 0
+        """Updates without any gradient, where those are no fault."""
         self.unproved: dict[str, str] = {}
         """Trainable tensors without proof so far, each with what is missing."""
         self._start: dict[str, int] = {}
@@ -60,6 +69,11 @@ class TrainingProof(TrainerCallback):
     ) -> None:
         """Note which tensors have a gradient, while there are tensors to prove."""
         if not self.unproved:
+            return
+        if self._waits and not any(
+            tensor.grad is not None and bool(tensor.grad.any()) for tensor in model.parameters()
+        ):
+            self.empty_updates += 1
             return
         # A warm-up begins at rate 0, where nothing can move.
         self._updates += 1 if lr_scheduler is None or max(lr_scheduler.get_last_lr()) > 0 else 0
@@ -94,7 +108,12 @@ class TrainingProof(TrainerCallback):
                 raise NotTrainedError(f"step {state.global_step}: {key} is {logs[key]}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Compare the frozen tensors with what they were."""
+        """Compare the frozen tensors with what they were; a run that waited for a gradient in vain did not train."""
+        if self._concludes and self.empty_updates and not self._had_gradient:
+            raise NotTrainedError(
+                f"nothing was learned: in all {self.empty_updates} updates every gradient was zero, since all answers "
+                "to a prompt had the same reward; easier prompts, a gentler reward or a better base is wanted"
+            )
         now = {name: tensor for name, tensor in model.named_parameters() if name in self._frozen}
         moved = [name for name, before in self._frozen.items() if checksum(now[name], _SAMPLED_ELEMENTS) != before]
         if moved:
@@ -108,6 +127,7 @@ class TrainingProof(TrainerCallback):
             "unproved": dict(sorted(self.unproved.items())),
             "judged": self._judged or not self.unproved,
             "frozen_tensors_checked": len(self._frozen),
+            **({"empty_updates": self.empty_updates} if self._waits else {}),
         }
 
     def _judge(self) -> None:

@@ -19,6 +19,7 @@ from hf_peft_recipes.data import (
     require_serving,
 )
 from hf_peft_recipes.data.reading import Examples
+from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.preflight import RunRequest
 from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.spec.objectives import objective_facts
@@ -43,16 +44,31 @@ def tokenize(recipe: ResolvedRecipe, request: RunRequest, examples: Examples) ->
     """
     renderer, context = make_renderer(recipe, request, examples)
     section = recipe.section("data") or {}
+    facts = objective_facts(recipe.objective)
+    # What the model answers itself is not trained on as somebody wrote it.
+    trained_on = [] if facts.is_rewarded else examples.sample(SAMPLE)
     if isinstance(renderer, Encoder):
-        checks = renderer.checks(examples.sample(SAMPLE))
+        checks = renderer.checks(trained_on)
         require(checks)
     else:
-        checks = require_serving(renderer, examples.sample(SAMPLE), bool(section["fix"]))
-    lengths = [length for length in (recipe.value("training.max_length"), context) if length is not None]
-    max_length = min(lengths, default=None)
-    shape = objective_facts(recipe.objective).shape
-    tokens = data.tokenize(examples, renderer, max_length, section, recipe.value("training.seed") or 0, shape)
+        checks = require_serving(renderer, trained_on, bool(section["fix"]))
+    max_length = _max_length(recipe, context)
+    tokens = data.tokenize(examples, renderer, max_length, section, recipe.value("training.seed") or 0, facts.shape)
     return Tokenized(renderer, checks, tokens, max_length)
+
+
+def _max_length(recipe: ResolvedRecipe, context: int | None) -> int | None:
+    """Return how many tokens a row may have; of a prompt's positions, those of its answer are left free."""
+    lengths = [length for length in (recipe.value("training.max_length"), context) if length is not None]
+    answer = recipe.value("training.max_completion_length")
+    if not lengths or answer is None:
+        return min(lengths, default=None)
+    if answer >= min(lengths):
+        raise UserError(
+            f"training.max_completion_length {answer} leaves no room for a prompt: "
+            f"the base has {min(lengths)} positions"
+        )
+    return int(min(lengths) - answer)
 
 
 def make_renderer(recipe: ResolvedRecipe, request: RunRequest, examples: Examples) -> tuple[Maker, int | None]:

@@ -16,7 +16,7 @@ from hf_peft_recipes.assembly import Prepared, prepare
 from hf_peft_recipes.data import Example
 from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.errors import RecipeError, UserError
-from hf_peft_recipes.evaluation import Metrics, compared, find_task, score_rows, summarize
+from hf_peft_recipes.evaluation import Metrics, compared, evaluation_section, find_task, score_rows, summarize
 from hf_peft_recipes.hub.bases import section_fingerprint
 from hf_peft_recipes.hub.checkpoints import CheckpointPublisher
 from hf_peft_recipes.hub.publishing import push, reserve
@@ -88,6 +88,8 @@ def run(
     finally:
         if main:
             record["measured"].setdefault("steps", clock.done)
+            if prepared.signal is not None:
+                record["rewards"] |= prepared.signal.result()
             record["measured"] |= {"total_seconds": time.perf_counter() - started, "phases": prepared.phases.shown()}
             if checkpoints:
                 record["published_checkpoints"] = checkpoints.result()
@@ -167,7 +169,7 @@ def _evaluate(
     """Return the metrics of the model as it is now, every process having scored its share; None without rows."""
     if not examples:
         return None
-    section, world = recipe.section("evaluation") or {}, prepared.world
+    section, world = evaluation_section(recipe), prepared.world
     share = list(range(world.rank, len(examples), world.size))
     arguments = prepared.trainer.args
     # What generates here must multiply as it does in training: a float32 model under autocast is such a case.
@@ -175,6 +177,7 @@ def _evaluate(
         scores = score_rows(
             prepared.model, prepared.renderer, [examples[index] for index in share], task, section,
             sorted(prepared.renderer.stop_ids), arguments.max_length, objective_facts(recipe.objective).head,
+            prepared.rewards,
         )  # fmt: skip
     numbered = list(zip(share, scores, strict=True))
     gathered = gather_object(numbered) if world.size > 1 else numbered
@@ -229,7 +232,12 @@ def _record(recipe: ResolvedRecipe, request: RunRequest, examined: Examined, pre
         "measured": {"peak_memory_bytes": None, "tokens_per_second": None, "step_seconds": None},
         "metrics": {"before": {}, "after": {}},
         "loss_curve": [],
+        **({"rewards": {"weights": weights}} if (weights := _weights(prepared)) else {}),
     }  # fmt: skip
+
+
+def _weights(prepared: Prepared) -> dict[str, float]:
+    return {reward.name: reward.weight for reward in prepared.rewards}
 
 
 def _base_model(recipe: ResolvedRecipe, request: RunRequest) -> str:
@@ -251,5 +259,8 @@ def _callback(trainer: Any, kind: type[Any]) -> Any:
 
 
 def _point(log: dict[str, Any]) -> dict[str, float]:
-    kept = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
-    return {key: float(log[key]) for key in kept if key in log}
+    kept = (
+        "step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm", "reward", "eval_reward", "reward_std",
+        "frac_reward_zero_std", "kl", "entropy", "completions/mean_length", "completions/clipped_ratio",
+    )  # fmt: skip
+    return {key: float(log[key]) for key in kept if log.get(key) is not None}

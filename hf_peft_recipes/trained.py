@@ -14,9 +14,10 @@ from hf_peft_recipes.data import ENCODERS, Example, Examples, Maker, Renderer, r
 from hf_peft_recipes.data.encoders import Labeller, Tagger
 from hf_peft_recipes.data.entities import tag_text
 from hf_peft_recipes.errors import UserError
-from hf_peft_recipes.evaluation import Metrics, compared, find_task, score_rows, summarize
+from hf_peft_recipes.evaluation import Metrics, compared, evaluation_section, find_task, score_rows, summarize
 from hf_peft_recipes.generation import generate, stream
 from hf_peft_recipes.heads import find_head
+from hf_peft_recipes.scorers.rewards import read_rewards
 from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.spec.objectives import objective_facts
 
@@ -89,7 +90,7 @@ def evaluate(
         UserError: the data cannot be read any more.
     """
     recipe = trained.recipe
-    section = dict(recipe.section("evaluation") or {})
+    section = evaluation_section(recipe)
     section["confidence"] = section["confidence"] if confidence is None else confidence
     examples = read_held_out(recipe)
     rows = examples.held_out
@@ -137,11 +138,12 @@ def score(
         before: of the base on the same rows, for what is measured from there.
         section: how they are scored; None for the recipe's section `evaluation`.
     """
-    recipe, section = trained.recipe, section or trained.recipe.section("evaluation") or {}
+    recipe, section = trained.recipe, section or evaluation_section(trained.recipe)
     length = record["data"]["ledger"]["max_length"]
+    rewards = read_rewards(recipe)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bool(recipe.value("training.bf16"))):
         head = objective_facts(recipe.objective).head
-        scores = score_rows(model, trained.renderer, rows, task, section, trained.stop_ids, length, head)
+        scores = score_rows(model, trained.renderer, rows, task, section, trained.stop_ids, length, head, rewards)
     seed = recipe.value("training.seed") or 0
     return summarize(scores, task, section, seed, before.scores if before else None)
 

@@ -116,3 +116,15 @@ def test_checksum_sees_one_element(dtype):
     tensor[500] += 1
     assert checksum(tensor) != before
     assert checksum(tensor[::2]) == checksum(tensor[::2].contiguous())
+
+
+def test_updates_without_a_gradient_are_none_to_judge_by_where_rewards_may_be_equal(model):
+    steps = iter([0, 0, 0, 0, 1, 1, 1, 1])
+    result = train(model, lambda m: next(steps) * square(m), steps=8, proof=TrainingProof(waits=True))
+    assert result["unproved"] == {} and result["empty_updates"] == 4
+
+
+def test_a_run_of_such_updates_alone_did_not_train(model):
+    with pytest.raises(NotTrainedError, match="in all 2 updates every gradient was zero"):
+        train(model, lambda m: 0 * square(m), steps=2, proof=TrainingProof(waits=True))
+    assert not train(model, lambda m: 0 * square(m), steps=2, proof=TrainingProof(True, concludes=False))["judged"]

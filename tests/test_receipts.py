@@ -60,6 +60,15 @@ def test_what_differs_is_named(receipt, found, change, told):
         require(verdict)
 
 
+def test_what_samples_is_held_to_its_mean_reward():
+    receipt = read_receipt("grpo")
+    same = compare(receipt, receipt)
+    assert same.holds and "loss" not in [check.name for check in same.checks]
+    worse = copy.deepcopy(receipt) | {"rewards": [value - 0.3 for value in receipt["rewards"]]}
+    with pytest.raises(ReceiptError, match="mean reward"):
+        require(compare(receipt, worse))
+
+
 @pytest.mark.slow
 def test_another_version_is_given_more_room_and_another_kind_of_device_no_figure_of_memory(receipt, found):
     receipt["versions"] = {**receipt["versions"], "torch": "2.9.0"}

@@ -16,6 +16,7 @@ from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.errors import UnplannedError
 from hf_peft_recipes.spec import load_part, strict_yaml, upstream
 from hf_peft_recipes.spec.entries import leaves
+from hf_peft_recipes.spec.objectives import objective_facts
 
 NAMES = list_recipes()
 
@@ -30,6 +31,8 @@ def test_resolves_on_every_device(name, device):
 def test_trains_two_steps(name, rows, tmp_path):
     # Pairs and judged answers are those of the embedded demo.
     data = {"dataset": rows if get_recipe(name).resolved.objective == "sft" else None}
+    if objective_facts(get_recipe(name).resolved.objective).is_rewarded:
+        data |= {"rewards": ["label"], "max_completion_length": 8}
     small = {
         "split": "train",
         "evaluation.split": None,
@@ -113,7 +116,7 @@ def test_virtual_tokens_stand_before_every_row_and_no_packed_ones(name):
     assert "packing" not in get_recipe(f"{name}+dpo").resolved.section("training")
 
 
-@pytest.mark.parametrize("name", ["dpo", "prompt_tuning", "vblora", "qdora"])
+@pytest.mark.parametrize("name", ["dpo", "grpo", "prompt_tuning", "vblora", "qdora"])
 def test_what_is_not_planned_yet_is_said_and_trains_all_the_same(name):
     recipe = get_recipe(name, device="H100")
     with pytest.raises(UnplannedError, match="no plan of"):

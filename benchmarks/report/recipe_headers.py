@@ -56,8 +56,9 @@ def _lines(path: Path) -> list[str]:
 
 def describe(receipt: Receipt) -> str:
     """Return what a standard run did, in one phrase."""
-    losses, metrics = receipt["losses"], receipt["metrics"]
-    told = [f"loss {losses[0]:.3f} to {losses[-1]:.3f} in {receipt['steps']} steps on the embedded demo"]
+    metrics, kind = receipt["metrics"], "rewards" if "rewards" in receipt else "losses"
+    values, name = receipt[kind], {"rewards": "reward", "losses": "loss"}[kind]
+    told = [f"{name} {values[0]:.3f} to {values[-1]:.3f} in {receipt['steps']} steps on the embedded demo"]
     told += [_metric(metrics)] if metrics.get("before") else []
     told += [f"{receipt['peak_memory_bytes']['train'] / MIB:,.0f} MiB at the peak of training"]
     told += [f"{receipt['tokens_per_second']:,.0f} tokens/s"] if receipt["tokens_per_second"] else []

@@ -39,7 +39,7 @@ def get_recipe(name: str, *, device: Device | str | None = None, exact: bool = F
         exact: keep what the `recipe.yaml` of an earlier run took for its device.
         overrides: fields by name, `learning_rate=1e-4`, or sections, `data={"columns": {"prompt": "question"}}`.
             `model` and `dataset` may be objects: a loaded model, a `datasets.Dataset` or rows; so may `tokenizer`;
-            `callbacks` is a list of transformers' callbacks.
+            `callbacks` is a list of transformers' callbacks, and functions may be among `rewards`.
 
     Raises:
         UserError: an unknown name or key, or a value that its field cannot take.
@@ -49,6 +49,11 @@ def get_recipe(name: str, *, device: Device | str | None = None, exact: bool = F
         objects["model"] = overrides.pop("model")
     if not _is_name(overrides.get("dataset")):
         objects["dataset"] = overrides.pop("dataset")
+    if isinstance(overrides.get("rewards"), list):
+        from hf_peft_recipes.scorers.configured import paths_of
+
+        overrides["rewards"], functions = paths_of(overrides["rewards"])
+        objects |= {"rewards": functions} if functions else {}
     given = [Override(key, _without_paths(value), f"keyword {key}") for key, value in overrides.items()]
     return resolve_recipe(name, given, device, exact, objects)
 

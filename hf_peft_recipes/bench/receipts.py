@@ -29,6 +29,8 @@ LOSS_TOLERANCE, SAME_LOSS_TOLERANCE = 0.02, 0.001
 """Relative; the second where device and versions are the receipt's: there only the order of additions differs, which
 the number of threads decides."""
 GRADIENT_TOLERANCE = 0.05
+REWARD_TOLERANCE = 0.2
+"""Of a mean over all steps: of twelve with sixteen answers that are right or wrong, more than five standard errors."""
 MEMORY_TOLERANCE = 0.10
 """Between machines of one kind; what libraries take differs with their versions."""
 
@@ -130,6 +132,7 @@ def make_receipt(name: str, steps: int = STEPS) -> Receipt:
         "steps": steps,
         "options": OPTIONS,
         "losses": [point["loss"] for point in points],
+        **({"rewards": [point["reward"] for point in points]} if points and "reward" in points[0] else {}),
         "gradient_norms": [point["grad_norm"] for point in points],
         "tokens": series["tokens"],
         "supervised_tokens": series["supervised"],
@@ -179,12 +182,20 @@ def compare(receipt: Receipt, found: Receipt) -> Verdict:
     checks = [
         _exact("trainable parameters", receipt["parameters"]["trainable"], found["parameters"]["trainable"]),
         _exact("all parameters", receipt["parameters"]["total"], found["parameters"]["total"]),
-        _exact("tokens of each step", receipt["tokens"][:steps], found["tokens"]),
-        _exact("tokens with loss of each step", receipt["supervised_tokens"][:steps], found["supervised_tokens"]),
-        _near("loss", receipt["losses"][:steps], found["losses"], tolerance),
-        _near("gradient norm", receipt["gradient_norms"][:steps], found["gradient_norms"], GRADIENT_TOLERANCE),
     ]
-    if device["kind"] == here["kind"]:
+    # What a model samples depends on the last bit of a probability, and everything after on what it sampled.
+    checks += (
+        [_reward(receipt["rewards"][:steps], found["rewards"])]
+        if "rewards" in receipt
+        else [
+            _exact("tokens of each step", receipt["tokens"][:steps], found["tokens"]),
+            _exact("tokens with loss of each step", receipt["supervised_tokens"][:steps], found["supervised_tokens"]),
+            _near("loss", receipt["losses"][:steps], found["losses"], tolerance),
+            _near("gradient norm", receipt["gradient_norms"][:steps], found["gradient_norms"], GRADIENT_TOLERANCE),
+        ]
+    )
+    # Answers have a length of their own at each step, and kernels are kept for each: memory grows with the steps.
+    if device["kind"] == here["kind"] and ("rewards" not in receipt or steps == receipt["steps"]):
         checks.append(_memory(receipt["peak_memory_bytes"]["train"], found["peak_memory_bytes"]["train"]))
     rates = receipt["tokens_per_second"], found["tokens_per_second"]
     ratio = rates[1] / rates[0] if all(rates) else None
@@ -234,6 +245,12 @@ def _near(name: str, expected: Sequence[float], found: Sequence[float], toleranc
     return Check(
         name, f"{expected[worst]:.5g} (step {worst + 1})", f"{found[worst]:.5g} ({off[worst]:+.2%})", told, all(inside)
     )
+
+
+def _reward(expected: Sequence[float], found: Sequence[float]) -> Check:
+    means = [sum(values) / len(values) for values in (expected, found)]
+    ok = abs(means[0] - means[1]) <= REWARD_TOLERANCE
+    return Check("mean reward", f"{means[0]:.3f}", f"{means[1]:.3f}", f"within {REWARD_TOLERANCE}", ok)
 
 
 def _memory(expected: int, found: int) -> Check:

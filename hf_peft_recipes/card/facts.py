@@ -20,6 +20,7 @@ _ROWS_OF = {
     "tokens_tags": "tagged sentences",
     "text_label": "labelled texts",
     "text": "texts",
+    "prompt_only": "prompts",
 }
 
 
@@ -111,7 +112,8 @@ def recipe_rows(record: Mapping[str, Any], recipe: Mapping[str, Any], publicatio
         "batch": _batch(per_step * processes, record["data"]["ledger"].get("max_length"), training.get("packing")),
         "optimizer": str(training.get("optim") or ""),
         "mixed precision": next((kind for kind in ("bf16", "fp16") if training.get(kind)), "none"),
-        "loss on": _loss_on(str(data.get("loss_on") or ""), record["data"]["format"]),
+        "loss on": _learned_on(record, str(data.get("loss_on") or "")),
+        "rewards": ", ".join(f"`{name}` × {weight:g}" for name, weight in reward_weights(record).items()),
         "seed": str(record["seeds"]["training"]),
     }
     return [(name, value) for name, value in rows.items() if value]
@@ -211,6 +213,16 @@ def _length(record: Mapping[str, Any]) -> str:
 def _batch(rows: int, max_length: int | None, packed: bool | None) -> str:
     limit = f"{max_length:,} tokens" if max_length else "any length"
     return f"{rows} packed rows of {limit} a step" if packed else f"{rows} rows of up to {limit} a step"
+
+
+def reward_weights(record: Mapping[str, Any]) -> Mapping[str, float]:
+    """Return the reward functions that a run learned from, with their weights; none for other objectives."""
+    weights: Mapping[str, float] = record.get("rewards", {}).get("weights", {})
+    return weights
+
+
+def _learned_on(record: Mapping[str, Any], loss_on: str) -> str:
+    return "answers of its own" if reward_weights(record) else _loss_on(loss_on, record["data"]["format"])
 
 
 def _loss_on(loss_on: str, data_format: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hf_peft_recipes.card.facts import data_source, epochs
+from hf_peft_recipes.card.facts import data_source, epochs, reward_weights
 from hf_peft_recipes.card.publication import Publication
 
 FEW_ROWS = 100
@@ -42,7 +42,12 @@ def _partly_seen(record: Mapping[str, Any]) -> list[str]:
 def _answers(record: Mapping[str, Any]) -> list[str]:
     ledger = record["data"]["ledger"]
     said = []
-    if record["data"]["format"] != "text" and (lengths := ledger.get("supervised_lengths")):
+    if weights := reward_weights(record):
+        said.append(
+            f"It learned from answers of its own, by what its rewards ({', '.join(weights)}) say of them: what they do "
+            "not see may have got worse."
+        )
+    elif record["data"]["format"] != "text" and (lengths := ledger.get("supervised_lengths")):
         said.append(
             f"It learned from answers of up to {lengths['max']:,} tokens (median {lengths['median']:,}) in rows of up "
             f"to {ledger['lengths']['max']:,}: longer ones are outside of what it has seen."

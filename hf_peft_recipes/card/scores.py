@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hf_peft_recipes.card.facts import reward_weights
 from hf_peft_recipes.metric_facts import DEFINITIONS, FEW_LABELS, LOWER_IS_BETTER, ROWS_RIGHT, SHARES, TASK_METRICS
 
 Row = tuple[str, ...]
@@ -28,6 +29,7 @@ def definitions(record: Mapping[str, Any]) -> list[Row]:
     texts = dict(DEFINITIONS)
     if record["data"]["format"] == "text":
         texts["loss"] = texts["loss"].replace("the tokens of the answers", "all tokens of the texts")
+    texts |= {f"reward_{name}": f"the reward `{name}` alone, unweighted" for name in reward_weights(record)}
     return [(name.replace("_", " "), texts[name]) for name in names if name in texts]
 
 

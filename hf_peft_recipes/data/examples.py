@@ -39,8 +39,15 @@ class Example:
     """And the tag of each."""
 
     @property
+    def is_prompt(self) -> bool:
+        """Whether nothing of it is an answer to learn from: the model is asked, and no more is known."""
+        return bool(self.messages) and self.supervised_from >= len(self.messages)
+
+    @property
     def reference(self) -> str | None:
-        """The last answer, None for plain text."""
+        """The last answer, None for plain text and for a prompt alone."""
+        if self.is_prompt:
+            return None
         answers = (turn["content"] for turn in reversed(self.messages) if turn["role"] == "assistant")
         return next(answers, None)
 
@@ -52,6 +59,8 @@ class Example:
     @property
     def before_reference(self) -> tuple[Turn, ...]:
         """The turns before the last answer: what the model is given when it is to produce that."""
+        if self.is_prompt:
+            return self.messages
         last = max((index for index, turn in enumerate(self.messages) if turn["role"] == "assistant"), default=0)
         return self.messages[:last]
 
@@ -157,6 +166,14 @@ def _pair(values: _Values) -> Example:
     messages = (*prompt, *values.turns("completion", "assistant"))
     check_order(messages)
     return Example(messages, len(prompt), tools=values.tools())
+
+
+def _prompt_only(values: _Values) -> Example:
+    prompt = values.turns("prompt", "user")
+    prompt = (*values.system(prompt), *prompt)
+    # An answer must be able to follow.
+    check_order((*prompt, {"role": "assistant", "content": ""}))
+    return Example(prompt, len(prompt), tools=values.tools())
 
 
 def _feedback(values: _Values) -> Example:
@@ -272,6 +289,7 @@ _BUILDERS: dict[str, Callable[[_Values], Example]] = {
     "text": _plain,
     "feedback": _feedback,
     "preference": _preference,
+    "prompt_only": _prompt_only,
     "tokens_tags": _tagged,
 }
 """Format to what makes its examples; all others have a prompt and a completion."""

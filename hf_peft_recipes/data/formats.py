@@ -42,6 +42,7 @@ _KNOWN = (
     _Layout("feedback", {"prompt": "prompt", "completion": "completion", "label": "label"}, _BESIDE, True),
     _Layout("prompt_completion", {"prompt": "prompt", "completion": "completion"}, _BESIDE, True),
     _Layout("prompt_completion", {"prompt": "prompt", "completion": "response"}, _BESIDE),
+    _Layout("prompt_completion", {"prompt": "prompt", "completion": "solution"}, _BESIDE),
     _Layout("alpaca", {"prompt": "instruction", "completion": "output"}, {"input": "input", **_SYSTEM}),
     _Layout("alpaca", {"prompt": "instruction", "completion": "response"}, {"input": "context", **_SYSTEM}),
     _Layout("question_answer", {"prompt": "question", "completion": "answer"}, _SYSTEM),
@@ -50,6 +51,7 @@ _KNOWN = (
     _Layout("tokens_tags", {"tokens": "tokens", "tags": "ner_tags"}, _SYSTEM),
     _Layout("text_label", {"prompt": "text", "completion": "label"}, _SYSTEM),
     _Layout("text", {"text": "text"}),
+    _Layout("prompt_only", {"prompt": "prompt"}, _BESIDE),
 )
 """Formats by their columns. One that needs all columns of another and more is taken before it."""
 
@@ -138,7 +140,7 @@ def _format(layout: _Layout, columns: Sequence[str], named: Mapping[str, str], m
 
 
 def _recognised(columns: Sequence[str], label: str, rows: Sequence[Row]) -> _Layout:
-    matches = [known for known in _KNOWN if set(known.needed.values()) <= set(columns) and _fits(known, rows)]
+    matches = [known for known in _KNOWN if set(known.needed.values()) <= set(columns) and _fits(known, columns, rows)]
     if not matches:
         raise _nothing_recognised(columns, label)
     # Plain text is what is left when nothing says more; two that both say something are not to be guessed between.
@@ -154,8 +156,13 @@ def _recognised(columns: Sequence[str], label: str, rows: Sequence[Row]) -> _Lay
     return widest[0]
 
 
-def _fits(layout: _Layout, rows: Sequence[Row]) -> bool:
-    """Return whether first rows speak for the layout: feedback is true or false, other labels are answers' kinds."""
+def _fits(layout: _Layout, columns: Sequence[str], rows: Sequence[Row]) -> bool:
+    """Return whether first rows speak for the layout: feedback is true or false, other labels are answers' kinds.
+
+    A prompt stands alone only where there is no column that could be its answer.
+    """
+    if layout.name == "prompt_only":
+        return set(columns) <= {*layout.needed.values(), *layout.optional.values()}
     if layout.name != "feedback":
         return True
     labels = [row.get("label") for row in rows]

@@ -122,7 +122,7 @@ def validation_table(examples: Sequence[Example], renderer: Maker, policy: Polic
     limit = policy.max_length
     rows = [row for made in policy.make(renderer, examples) if not isinstance(made, BadRowError) for row in made]
     cut = [piece for row in rows for piece in ([row] if limit is None else row.cut(limit, False))]
-    return _table([row for row in cut if row.supervised])
+    return _table([row for row in cut if row.supervised or policy.is_answered])
 
 
 def _key(source: Source, renderer: Maker, policy: Policy, known: HeldOut) -> str:

@@ -1,5 +1,6 @@
 """What an example becomes to be trained on: a row of tokens, a pair of answers, an answer that is judged, a label."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -97,6 +98,44 @@ class Judged:
         return {**self.answer.columns(), "label": self.wanted}
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is asked, for answers of its own."""
+
+    input_ids: list[int]
+    """As it is served."""
+    text: str
+    conversation: str | None
+    """JSON of its messages, where there is a chat template."""
+    reference: str | None
+
+    @property
+    def stops(self) -> bool:
+        """True: generation stops where it stops."""
+        return True
+
+    @property
+    def length(self) -> int:
+        """The number of its tokens."""
+        return len(self.input_ids)
+
+    @property
+    def supervised(self) -> int:
+        """None of its tokens carries loss."""
+        return 0
+
+    def cut(self, limit: int, splits: bool) -> "list[Prompt]":
+        """Return the prompt where it fits; half of one is another question."""
+        return [self] if self.length <= limit else []
+
+    def columns(self) -> dict[str, Any]:
+        """Return the row as a table has it."""
+        return {
+            "prompt": self.text, "prompt_ids": self.input_ids, "conversation": self.conversation,
+            "reference": self.reference,
+        }  # fmt: skip
+
+
 Made = Sequence[Row] | BadRowError
 """What becomes of an example: rows, or why none."""
 
@@ -137,6 +176,19 @@ def _judged(renderer: Renderer, examples: Sequence[Example]) -> list[Made]:
     return made
 
 
+def _prompts(renderer: Renderer, examples: Sequence[Example]) -> list[Made]:
+    return [_prompt_of(renderer, example) for example in examples]
+
+
+def _prompt_of(renderer: Renderer, example: Example) -> Made:
+    try:
+        ids = renderer.prompt(example)
+    except BadRowError as error:
+        return error
+    conversation = json.dumps(example.before_reference) if renderer.has_template else None
+    return [Prompt(ids, renderer.tokenizer.decode(ids), conversation, example.reference)]
+
+
 def _refused(renderer: Renderer, examples: Sequence[Example]) -> list[TokenRow | BadRowError | None]:
     paired = [at for at, example in enumerate(examples) if example.rejected]
     found: list[TokenRow | BadRowError | None] = [None] * len(examples)
@@ -152,9 +204,11 @@ class Shape:
     make: Callable[[Any, Sequence[Example]], list[Made]]
     """Given what makes token rows: a `Renderer`, or the `Encoder` of that shape."""
     columns: Mapping[str, str]
-    """Column to what it holds: `tokens`, one `bool`, one `number`."""
+    """Column to what it holds: `tokens`, one `bool` or `number`, one `text`, which may be missing."""
     formats: tuple[str, ...]
     """The formats of data that it is made of."""
+    is_answered: bool = False
+    """Whether the model answers itself, so that no token of a row carries loss."""
 
 
 _TOKENS = {"input_ids": "tokens", "labels": "tokens"}
@@ -173,6 +227,12 @@ SHAPES = {
     "labelled": Shape(_texts, {"input_ids": "tokens", "labels": "number"}, _SIDES_OF_TEXT),
     "tagged": Shape(_texts, _TOKENS, ("tokens_tags",)),
     "rewritten": Shape(_texts, _TOKENS, _SIDES_OF_TEXT),
+    "prompts": Shape(
+        _prompts,
+        {"prompt": "text", "prompt_ids": "tokens", "conversation": "text", "reference": "text"},
+        (*_ANSWERS, "prompt_only"),
+        is_answered=True,
+    ),
 }
 """Kinds of row by name."""
 
@@ -180,6 +240,12 @@ SHAPES = {
 def check_shape(shape: str, overlong: str, loss_on: str) -> None:
     """Raise a UserError where a setting of the data means nothing for rows of this shape."""
     if shape in ("text", "plain"):
+        return
+    if SHAPES[shape].is_answered:
+        if overlong in ("split", "truncate"):
+            raise UserError(
+                f"data.overlong: {overlong} would make another question of a prompt; drop or error is wanted"
+            )
         return
     if overlong == "split":
         raise UserError("data.overlong: split would tear an answer from its prompt; truncate, drop or error are wanted")

@@ -110,7 +110,7 @@ def tokenize_stream(
             for row in entered(place, found, renderer, policy, aside, account):
                 yield row.columns()
 
-    types = {"tokens": List(Value("int32")), "bool": Value("bool"), "number": Value("int32")}
+    types = {"tokens": List(Value("int32")), "bool": Value("bool"), "number": Value("int32"), "text": Value("string")}
     features = Features({name: types[kind] for name, kind in SHAPES[shape].columns.items()})
     stream = IterableDataset.from_generator(rows, features=features).shuffle(seed=seed, buffer_size=_SHUFFLED)
     validation = validation_table(examples.validation, renderer, policy)

@@ -34,6 +34,11 @@ class Policy:
     shape: str = "text"
     """Of the rows that are made, see `shapes`."""
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether the model answers itself, so that rows without a token to learn from are the rule."""
+        return SHAPES[self.shape].is_answered
+
     def make(self, renderer: Maker, examples: Sequence[Example]) -> list[Made]:
         """Return what becomes of each example, in order."""
         return SHAPES[self.shape].make(renderer, examples)
@@ -200,7 +205,7 @@ def _cut_and_counted(place: str, row: Row, policy: Policy, account: Account) -> 
     pieces = row.cut(limit, policy.overlong == "split") if limit is not None and too_long else [row]
     counted = [(piece, piece.supervised) for piece in pieces]
     total = sum(number for _, number in counted)
-    if total < policy.min_supervised_tokens:
+    if not pieces or (total < policy.min_supervised_tokens and not policy.is_answered):
         within = " within max_length" if too_long else ""
         account.reasons[f"fewer than {policy.min_supervised_tokens} tokens to learn from{within}"] += 1
         return
@@ -210,7 +215,7 @@ def _cut_and_counted(place: str, row: Row, policy: Policy, account: Account) -> 
     account.unstopped += not row.stops
     for piece, number in counted:
         # A piece of a long prompt teaches nothing, and costs as much as any other.
-        if number:
+        if number or policy.is_answered:
             account.lengths[piece.length] += 1
             account.supervised[number] += 1
             yield piece
@@ -220,7 +225,10 @@ def _write(path: Path, rows: Iterator[Row], columns: Mapping[str, str]) -> None:
     """Write the rows as an Arrow stream, which `datasets` maps into memory as it is."""
     import pyarrow
 
-    types = {"tokens": pyarrow.list_(pyarrow.int32()), "bool": pyarrow.bool_(), "number": pyarrow.int32()}
+    types = {
+        "tokens": pyarrow.list_(pyarrow.int32()), "bool": pyarrow.bool_(), "number": pyarrow.int32(),
+        "text": pyarrow.string(),
+    }  # fmt: skip
     schema = pyarrow.schema([(name, types[kind]) for name, kind in columns.items()])
     with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, schema) as stream:
         for some in _batches(rows, 1000):

@@ -8,7 +8,7 @@ from hf_peft_recipes.evaluation.comparison import compared, difference
 from hf_peft_recipes.evaluation.losses import BATCH_LOGIT_BYTES, heaviest, padded_batches, scored_row
 from hf_peft_recipes.evaluation.metrics import TASKS, Task, summarize
 from hf_peft_recipes.evaluation.scores import Metrics, RowScore
-from hf_peft_recipes.evaluation.tasks import answer_tokens, find_task, score_rows
+from hf_peft_recipes.evaluation.tasks import answer_tokens, evaluation_section, find_task, score_rows
 
 __all__ = [
     "BATCH_LOGIT_BYTES",
@@ -19,6 +19,7 @@ __all__ = [
     "answer_tokens",
     "compared",
     "difference",
+    "evaluation_section",
     "find_task",
     "heaviest",
     "intervals",

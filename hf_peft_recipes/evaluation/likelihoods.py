@@ -15,6 +15,9 @@ def likelihood(scores: Sequence[RowScore], base: Sequence[RowScore] | None) -> M
     wanted = numpy.array([score.wanted is not False for score in scores])
     sums = numpy.array([score.negative_log_likelihood for score in scores]) * wanted
     tokens = numpy.array([score.tokens for score in scores]) * wanted
+    if not tokens.sum():
+        # Prompts alone, whose answers nobody knows.
+        return nothing()
 
     def figures(counts: Any) -> dict[str, Any]:
         loss = counts @ sums / numpy.maximum(counts @ tokens, 1)
@@ -43,6 +46,12 @@ def scored(scores: Sequence[RowScore], base: Sequence[RowScore] | None) -> Measu
     """Return how often a reward model gives the wanted answer the higher score, and by how much."""
     margins = numpy.array([score.values[0] - score.values[1] for score in scores if score.values is not None])
     return means({"score_accuracy": margins > 0, "score_margin": margins})
+
+
+def rewarded(scores: Sequence[RowScore], base: Sequence[RowScore] | None) -> Measured:
+    """Return what reward functions say of the answers; nothing where there are none."""
+    names = scores[0].rewards if scores else ()
+    return means({name: [score.rewards[name] for score in scores] for name in names})
 
 
 def judged(scores: Sequence[RowScore], base: Sequence[RowScore] | None) -> Measured:

@@ -9,7 +9,7 @@ import numpy
 from hf_peft_recipes.evaluation.bootstrap import intervals, resampled
 from hf_peft_recipes.evaluation.classification import classification
 from hf_peft_recipes.evaluation.entities import entities, words_tagged
-from hf_peft_recipes.evaluation.likelihoods import judged, likelihood, preference, scored
+from hf_peft_recipes.evaluation.likelihoods import judged, likelihood, preference, rewarded, scored
 from hf_peft_recipes.evaluation.matching import exact_match, numeric_match
 from hf_peft_recipes.evaluation.measured import Family
 from hf_peft_recipes.evaluation.scores import Metrics, RowScore
@@ -62,7 +62,7 @@ def summarize(
         seed: of the resampling.
         base: the same rows under the model that training began with; None where they are that.
     """
-    measured = [family(scores, base) for family in (likelihood, *TASKS[task].families)]
+    measured = [family(scores, base) for family in (likelihood, *TASKS[task].families, rewarded)]
 
     def figures(counts: Any) -> dict[_Key, Any]:
         found: dict[_Key, Any] = {}

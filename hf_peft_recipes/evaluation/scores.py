@@ -27,6 +27,9 @@ class RowScore:
     reference_tags: tuple[str, ...] | None = None
     """And the right ones, as many."""
 
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    """What the answer is worth, by reward function, and their weighted sum as `reward`."""
+
     @property
     def chosen(self) -> tuple[float, int]:
         """The loss and the tokens of the wanted answer."""

@@ -11,9 +11,12 @@ from hf_peft_recipes.evaluation.losses import row_losses
 from hf_peft_recipes.evaluation.matching import ends_in_marked_number
 from hf_peft_recipes.evaluation.metrics import TASKS
 from hf_peft_recipes.evaluation.scores import RowScore
+from hf_peft_recipes.evaluation.worth import worths
 from hf_peft_recipes.generation import generate
 from hf_peft_recipes.heads import head_of
 from hf_peft_recipes.scorers.label import normalized
+from hf_peft_recipes.scorers.rewards import Reward
+from hf_peft_recipes.spec import ResolvedRecipe
 
 MAX_CLASSES = 20
 """More different answers than this are no classification."""
@@ -74,6 +77,7 @@ def score_rows(
     stop_ids: Sequence[int],
     max_length: int | None,
     head: str = "causal_lm",
+    rewards: Sequence[Reward] = (),
 ) -> list[RowScore]:
     """Return the score of every example, in order.
 
@@ -86,13 +90,18 @@ def score_rows(
         stop_ids: ids that end an answer.
         max_length: tokens of a row beyond this are not scored; None for all.
         head: what the model gives out.
+        rewards: by which answers are scored too.
+
+    Raises:
+        RewardError: a reward function failed.
     """
     if head in SCORED:
         return _by_head(head, model, renderer, examples, task, section, max_length)
     assert isinstance(renderer, Renderer)
-    losses = row_losses(model, renderer, examples, max_length)
+    losses = _losses_of_answers(model, renderer, examples, max_length)
     answers: list[str | None] = [None] * len(examples)
-    if TASKS[task].generates and examples:
+    worth: list[dict[str, float]] = [{} for _ in examples]
+    if (TASKS[task].generates or rewards) and examples:
         tokenizer = renderer.tokenizer
         produced = generate(
             model,
@@ -103,9 +112,10 @@ def score_rows(
             section["batch_size"],
         )
         answers = [text.strip() for text in tokenizer.batch_decode(produced, skip_special_tokens=True)]
+        worth = worths(rewards, renderer, examples, produced)
     scores = [
-        RowScore(loss, tokens, answer, example.reference, wanted=example.label)
-        for (loss, tokens), answer, example in zip(losses, answers, examples, strict=True)
+        RowScore(loss, tokens, answer, example.reference, wanted=example.label, rewards=by_name)
+        for (loss, tokens), answer, example, by_name in zip(losses, answers, examples, worth, strict=True)
     ]
     if task != "preference":
         return scores
@@ -128,6 +138,24 @@ def _by_head(
         return scores
     tokens = answer_tokens(renderer.tokenizer, examples, section)
     return with_answers(scores, model, renderer, examples, tokens, section["batch_size"])
+
+
+def evaluation_section(recipe: ResolvedRecipe) -> dict[str, Any]:
+    """Return the recipe's `evaluation` section; what learns by answering is scored on answers of the same length."""
+    section, longest = recipe.section("evaluation") or {}, recipe.value("training.max_completion_length")
+    return {**section, "max_new_tokens": section.get("max_new_tokens") or longest}
+
+
+def _losses_of_answers(
+    model: Any, renderer: Renderer, examples: Sequence[Example], max_length: int | None
+) -> list[tuple[float, int]]:
+    """Return loss and tokens of every row; nothing of a prompt alone, whose answer nobody knows."""
+    answered = [at for at, example in enumerate(examples) if not example.is_prompt]
+    losses = [(0.0, 0)] * len(examples)
+    found = row_losses(model, renderer, [examples[at] for at in answered], max_length)
+    for at, loss in zip(answered, found, strict=True):
+        losses[at] = loss
+    return losses
 
 
 def answer_tokens(tokenizer: Any, examples: Sequence[Example], section: Mapping[str, Any]) -> int:

@@ -59,15 +59,23 @@ class StepClock(TrainerCallback):
 
     def watch(self, trainer: Any) -> None:
         """Count what the trainer's steps are fed, from now on."""
-        fetch = trainer.get_batch_samples
+        fetch, loss = trainer.get_batch_samples, trainer.compute_loss
 
         def counted(*arguments: Any) -> Any:
             batches, items = fetch(*arguments)
-            if batches:
+            if batches and isinstance(batches[0], list):
+                # Prompts: what is fed is known once the model has answered them.
+                self._counts.append(torch.zeros(4, dtype=torch.long))
+            elif batches:
                 self._counts.append(torch.stack([count_batch(batch) for batch in batches]).sum(0))
             return batches, items
 
-        trainer.get_batch_samples = counted
+        def answered(model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
+            if "completion_ids" in inputs and model.training:
+                self._counts[-1] = self._counts[-1] + count_batch(_whole(inputs)).cpu()
+            return loss(model, inputs, *arguments, **options)
+
+        trainer.get_batch_samples, trainer.compute_loss = counted, answered
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock; the trainer's own set-up belongs to the phase that ends with the first step."""
@@ -183,6 +191,16 @@ def count_batch(batch: Any) -> torch.Tensor:
     return torch.stack(
         [real.sum(), supervised, ((positions == 0) & real).sum(), ((2 * positions + 1) * real).sum()]
     ).long()  # fmt: skip
+
+
+def _whole(inputs: Any) -> dict[str, torch.Tensor]:
+    """Return prompts with their answers as any other batch: ids, mask, and which tokens are learned, (rows, tokens)."""
+    prompts, answers = inputs["prompt_mask"], inputs["completion_mask"]
+    return {
+        "input_ids": torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
+        "attention_mask": torch.cat([prompts, answers], 1),
+        "completion_mask": torch.cat([torch.zeros_like(prompts), answers], 1),
+    }
 
 
 def _now() -> Any:

@@ -29,6 +29,8 @@ class Objective(Protocol):
             arguments: as `training_arguments` makes them.
             callbacks: of transformers' Trainer.
 
+        Objectives that are rewarded (`ObjectiveFacts.is_rewarded`) take the functions too, as `rewards`.
+
         Raises:
             UserError: upstream refuses the combination.
         """

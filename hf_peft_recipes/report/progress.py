@@ -21,6 +21,7 @@ class Progress(TrainerCallback):
         self._bar: Any = None
         self._started = 0.0
         self._loss: float | None = None
+        self._reward: float | None = None
         self._tokens: float | None = None
         self._last_line = 0
 
@@ -40,6 +41,7 @@ class Progress(TrainerCallback):
         """Take the newest loss; print a line when there is no bar and it is time for one."""
         logs = logs or {}
         if "loss" in logs:
+            self._reward = logs.get("reward")
             self._loss, self._tokens = logs["loss"], logs.get("num_tokens", self._tokens)
         if self._bar is not None:
             self._bar.set_postfix_str(self._figures())
@@ -62,6 +64,9 @@ class Progress(TrainerCallback):
 
     def _figures(self) -> str:
         parts = [f"loss {self._loss:.4f}"] if self._loss is not None else []
+        if self._reward is not None:
+            # The loss of what is rewarded stays about zero, whatever is learned.
+            parts = [f"reward {self._reward:.3f}"]
         if self._tokens is not None:
             parts.append(f"{self._tokens / (time.perf_counter() - self._started):,.0f} tokens/s")
         return ", ".join([*parts, f"{self._memory_bytes() / GIB:.2f} GiB"])

@@ -3,12 +3,24 @@
 from collections.abc import Callable
 
 from hf_peft_recipes.scorers.exact import exact
+from hf_peft_recipes.scorers.format import format
 from hf_peft_recipes.scorers.label import label
+from hf_peft_recipes.scorers.length import length
 from hf_peft_recipes.scorers.numeric import numeric
+from hf_peft_recipes.scorers.regex import regex
+from hf_peft_recipes.scorers.unit_tests import unit_tests
 
-Scorer = Callable[[str, str], float]
-"""`(answer, reference)` -> 1.0 for right, 0.0 for wrong."""
+Scorer = Callable[..., float]
+"""`(answer, reference)` -> 1.0 for right, 0.0 for wrong, or a degree between; what can be chosen is keyword-only."""
 
-SCORERS: dict[str, Scorer] = {"exact": exact, "label": label, "numeric": numeric}
+SCORERS: dict[str, Scorer] = {
+    "exact": exact,
+    "format": format,
+    "label": label,
+    "length": length,
+    "numeric": numeric,
+    "regex": regex,
+    "unit_tests": unit_tests,
+}
 
 __all__ = ["SCORERS", "Scorer"]

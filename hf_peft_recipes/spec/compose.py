@@ -7,11 +7,11 @@ from typing import Any
 
 from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.spec import strict_yaml
-from hf_peft_recipes.spec.entries import SCALARS, SECTIONS, Entries, Entry, Path, leaves
+from hf_peft_recipes.spec.entries import SCALARS, SECTIONS, USERS_DECISIONS, Entries, Entry, Path, leaves
 
 DEFAULT_METHOD, DEFAULT_OBJECTIVE = "lora", "sft"
 _METHOD_SECTIONS = ("model", "quantization", "adapter", "scale")
-_OBJECTIVE_SECTIONS = ("objective", "data", "evaluation", "feedback")
+_OBJECTIVE_SECTIONS = ("objective", "data", "evaluation", "rewards", "feedback")
 _TOP_LEVEL = ("summary", "source", "extends", "scale", "rules", "remove", "chosen_for_device", *SCALARS, *SECTIONS)
 
 
@@ -193,8 +193,8 @@ def _merge(name: str, parts: list[Part], exact: bool) -> Composition:
         for path, value in leaves(own):
             if value == {}:
                 continue
-            if path == ("model", "trust_remote_code"):
-                raise UserError(f"{part.origin}: trust_remote_code is a decision of who runs the recipe: pass the flag")
+            if path in USERS_DECISIONS:
+                raise UserError(f"{part.origin}: {path[1]} is a decision of who runs the recipe: pass the flag")
             entries.put(path, Entry(value, part.origin, part.comments.get(path, ""), scalable, layer))
         for dotted, chosen in {} if exact else part.raw.get("chosen_for_device", {}).items():
             path = tuple(dotted.split("."))

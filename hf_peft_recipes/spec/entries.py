@@ -6,12 +6,14 @@ from typing import Any
 
 Path = tuple[str, ...]
 
-SECTIONS = ("model", "quantization", "adapter", "training", "data", "evaluation", "feedback")
+SECTIONS = ("model", "quantization", "adapter", "training", "data", "evaluation", "rewards", "feedback")
 """The mappings of a recipe."""
 
 SCALARS = ("objective", "speed", "certify")
 """The keys of a recipe that are no section."""
 
+USERS_DECISIONS = (("model", "trust_remote_code"), ("rewards", "allow_code_execution"))
+"""What lets code run that is not ours: flags only, which no recipe may set, nor the recipe of a run keep."""
 
 GIVEN = 1_000_000
 """The layer of what the user gave, above every file."""

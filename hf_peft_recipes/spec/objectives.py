@@ -23,6 +23,11 @@ class ObjectiveFacts:
         """Whether rows can be packed, which the faster paths through a model and its plan are made for."""
         return self.shape in ("text", "plain")
 
+    @property
+    def is_rewarded(self) -> bool:
+        """Whether the model's own answers are trained on, by what reward functions say of them."""
+        return self.shape == "prompts"
+
 
 _TASK = "hf_peft_recipes.objectives.task_arguments.TaskArguments"
 
@@ -46,6 +51,10 @@ OBJECTIVES = {
         "sequence-to-sequence training",
         "seq2seq_lm",
     ),
+    "grpo": ObjectiveFacts(
+        "trl.trainer.grpo_config.GRPOConfig", "prompts", "group relative policy optimisation (GRPO)"
+    ),
+    "rloo": ObjectiveFacts("trl.trainer.rloo_config.RLOOConfig", "prompts", "REINFORCE leave-one-out (RLOO)"),
 }
 """Objectives by name; the module of the same name in `objectives/` trains them."""
 

@@ -9,6 +9,8 @@ from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.spec import strict_yaml
 from hf_peft_recipes.spec.compose import Composition, Rule
 from hf_peft_recipes.spec.entries import GIVEN, SCALARS, SECTIONS, Entries, Entry, Path, leaves
+from hf_peft_recipes.spec.objectives import OBJECTIVES, objective_facts
+from hf_peft_recipes.spec.pairings import check_pairing
 from hf_peft_recipes.spec.sections import (
     FLAG_ALIASES,
     OWNED_FIELDS,
@@ -222,8 +224,13 @@ def _check_whole(name: str, entries: Entries) -> None:
         raise UserError(
             f"recipe {name!r} quantises the base (from {origin}) but has no adapter to train; did you mean 'qlora'?"
         )
+    if entries.section("rewards") and not objective_facts(objective := str(entries.value("objective"))).is_rewarded:
+        origin = next(entry.origin for path, entry in entries.items() if path[0] == "rewards")
+        rewarded = " and ".join(name for name, facts in OBJECTIVES.items() if facts.is_rewarded)
+        raise UserError(f"rewards (from {origin}) are what {rewarded} learn from; {objective} has no use for them")
     if entries.section("adapter") and not entries.value("adapter", "peft_type"):
         raise UserError(f"recipe {name!r}: adapter.peft_type is missing (LORA, IA3 …)")
+    check_pairing(name, entries)
     _check_best(entries)
 
 

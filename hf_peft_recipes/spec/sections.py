@@ -39,6 +39,10 @@ HOUSE_FIELDS: dict[str, dict[str, Field]] = {
         "early_stopping_patience": Field("int"),  # evaluations without a better one that end training; null for none
         "early_stopping_threshold": Field("float"),  # by how much better an evaluation must be to count
     },
+    "rewards": {
+        "functions": Field("list"),  # scorers by name, {scorer: regex, pattern: …}, module:function; see reward_weights
+        "allow_code_execution": Field("bool"),  # of the code that the model writes, for unit_tests; from a flag only
+    },
     "feedback": {},
 }
 
@@ -90,6 +94,8 @@ OWNED_FIELDS: dict[Path, str] = {
     ("training", "chat_template_path"): "pass a tokenizer with the template that you want",
     ("training", "eos_token"): "pass a tokenizer with the token that you want",
     ("training", "pad_token"): "pass a tokenizer with the token that you want",
+    ("training", "chat_template_kwargs"): "pass a tokenizer with the template that you want",
+    ("training", "log_completions_hub_repo"): _HUB,
     ("training", "model_init_kwargs"): "use the section `model`",
     ("training", "trust_remote_code"): "use model.trust_remote_code, from a flag only",
     ("training", "remove_unused_columns"): _OURS,
@@ -122,6 +128,7 @@ FLAG_ALIASES: dict[str, Path] = {
     "speed": ("speed",),
     "certify": ("certify",),
     "fix": ("data", "fix"),
+    "rewards": ("rewards", "functions"),
 }
 """Words of the command line that are no field's own name."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_peft_recipes.spec import strict_yaml
 from hf_peft_recipes.spec.compose import Rule
-from hf_peft_recipes.spec.entries import SCALARS, SECTIONS, Entry
+from hf_peft_recipes.spec.entries import SCALARS, SECTIONS, USERS_DECISIONS, Entry
 from hf_peft_recipes.spec.resolve import ResolvedRecipe
 
 
@@ -40,8 +40,9 @@ def recipe_file(recipe: ResolvedRecipe) -> str:
         if recipe.entries.has_section(section):
             mapping[section] = recipe.section(section)
     # Who runs the recipe decides on foreign code, every time anew.
-    if mapping.get("model"):
-        mapping["model"].pop("trust_remote_code", None)
+    for section, key in USERS_DECISIONS:
+        if mapping.get(section):
+            mapping[section].pop(key, None)
     if recipe.before_rules:
         mapping["chosen_for_device"] = {
             ".".join(path): {

@@ -1,0 +1,79 @@
+"""Code of a model, run apart: another process with limits, no network and no secrets, whose verdict is not its word.
+
+What holds: a process group and, where the kernel lets a user have them, namespaces of its own (no network, and no
+process outlives it), limits of `resource`, an empty environment, a temporary folder outside of which Python neither
+reads nor writes, output that is cut. What does not: this is no virtual machine. Python's audit hooks stop what goes
+through Python; native code of an installed package, or one that knows this file by heart, could get past them.
+"""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+_GRACE_SECONDS = 2.0
+"""An interpreter needs some of its own to start, on a machine that is busy."""
+_OUTPUT_BYTES = 1 << 20
+
+_HARNESS = Path(__file__).with_name("harness.py")
+_NAMESPACES = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--")
+
+
+def run_code(code: str, tests: str, seconds: float, memory_mib: int) -> bool:
+    """Return whether the tests ran to their end after the code did.
+
+    Args:
+        code: Python, of the model.
+        tests: Python, which raises where the code is wrong.
+        seconds: of both together, by the clock and of the processor.
+        memory_mib: address space, in MiB.
+    """
+    with tempfile.TemporaryDirectory(prefix="unit-tests-") as folder:
+        (Path(folder) / "code.py").write_text(code, encoding="utf-8", errors="replace")
+        (Path(folder) / "tests.py").write_text(tests, encoding="utf-8", errors="replace")
+        asked, answered = os.pipe(), os.pipe()
+        # Read once the tests are through: whoever leaves before, whatever it printed, does not know it.
+        word = secrets.token_hex(16).encode()
+        os.write(asked[1], word)
+        os.close(asked[1])
+        limits = [str(value) for value in (seconds, memory_mib << 20, _OUTPUT_BYTES, asked[0], answered[1])]
+        try:
+            process = subprocess.Popen(
+                [*namespaces(), sys.executable, "-I", "-B", str(_HARNESS), *limits],
+                cwd=folder, env={"PATH": "/usr/bin:/bin", "HOME": folder, "LANG": "C.UTF-8"},
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                pass_fds=(asked[0], answered[1]), start_new_session=True,
+            )  # fmt: skip
+            try:
+                process.wait(seconds + _GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                return False
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            os.set_blocking(answered[0], False)
+            with suppress(BlockingIOError):
+                return os.read(answered[0], len(word) + 1) == word
+            return False
+        finally:
+            for descriptor in (asked[0], *answered):
+                os.close(descriptor)
+
+
+@cache
+def namespaces() -> tuple[str, ...]:
+    """Return the words that start a process without a network, whose children end with it; none where that is refused.
+
+    A kernel may forbid namespaces to users, and other systems have none: the rest of the limits holds all the same.
+    """
+    try:
+        finished = subprocess.run([*_NAMESPACES, "true"], capture_output=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return _NAMESPACES if finished.returncode == 0 else ()

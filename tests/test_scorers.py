@@ -1,0 +1,150 @@
+"""Scorers: what they say of an answer, how a recipe names them, and what a model's code cannot do."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.scorers import SCORERS
+from hf_peft_recipes.scorers.configured import paths_of, read_scorers
+from hf_peft_recipes.scorers.sandbox import namespaces, run_code
+from hf_peft_recipes.scorers.unit_tests import code_of, unit_tests
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "reference", "options", "expected"),
+    [
+        ("regex", "It is 42.", r"It is \d+\.", {}, 1),
+        ("regex", "It is 42. Or not.", r"It is \d+\.", {}, 0),
+        ("regex", " two\nlines ", None, {"pattern": "two.lines"}, 1),
+        ("format", "<think>a < b</think>\n<answer>b</answer>", None, {}, 1),
+        ("format", "<think>a</think><answer></answer>", None, {}, 0),
+        ("format", "<think>a</think><answer>b</answer> and more", None, {}, 0),
+        ("format", "<think>a</think><think>b</think><answer>c</answer>", None, {}, 0),
+        ("format", "yes", None, {"pattern": "yes|no"}, 1),
+        ("length", "one two three", "any three words", {}, 1),
+        ("length", "one two three", None, {"wanted": 4}, 0.75),
+        ("length", "one two three", None, {"wanted": 1}, 0),
+        ("length", "", None, {"wanted": 2}, 0),
+        ("length", "one", None, {"wanted": 10, "unit": "tokens", "tokens": 8}, 0.8),
+        ("numeric", "so 1,200 is it", "6 x 200 = 1200\n#### 1200", {}, 1),
+        ("numeric", "#### 5, not 6", "#### 6", {}, 0),
+        ("numeric", "none", "#### 6", {}, 0),
+    ],
+)
+def test_what_a_scorer_says(name, answer, reference, options, expected):
+    assert SCORERS[name](answer, reference, **options) == pytest.approx(expected)
+
+
+def test_a_recipe_names_scorers_with_arguments_or_functions():
+    entries = ["exact", {"scorer": "regex", "pattern": "a+"}, {"scorer": "regex", "name": "b", "pattern": "b+"}]
+    scorers = read_scorers([*entries, "os.path:join"], "a test", {})
+    assert [scorer.name for scorer in scorers] == ["exact", "regex", "b", "join"]
+    assert [scorer.needs_reference for scorer in scorers] == [True, False, False, False]
+    assert scorers[1].score("aaa", None, tokens=3) == 1
+    assert scorers[3].function is os.path.join
+    named, functions = paths_of(["exact", code_of])
+    assert named == ["exact", "hf_peft_recipes.scorers.unit_tests:code_of"]
+    assert functions == {named[1]: code_of}
+
+
+def test_a_function_is_found_in_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "rewards_of_my_own.py").write_text("def short(completions, **_): return [0.0 for _ in completions]\n")
+    monkeypatch.chdir(tmp_path)
+    (scorer,) = read_scorers("rewards_of_my_own:short", "--rewards", {})
+    assert scorer.name == "short" and scorer.function(completions=["a", "b"]) == [0.0, 0.0]
+    assert str(tmp_path) not in sys.path
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ("exakt", r"unknown scorer 'exakt' \(from --rewards\); did you mean 'exact'"),
+        ({"pattern": "a"}, "names no scorer"),
+        ({"scorer": "regex", "patern": "a"}, "has no argument 'patern'; did you mean 'pattern'"),
+        ({"scorer": "exact", "pattern": "a"}, "has no argument 'pattern'; it has none"),
+        ({"scorer": "regex", "pattern": "("}, r"pattern '\(' of scorer 'regex' .*: missing \)"),
+        ({"scorer": "regex", "tokens": 3}, "has no argument 'tokens'"),
+        (["exact", "exact"], "'exact' stands twice .* give each its `name`"),
+        ("no_such_module:f", "cannot be imported: ModuleNotFoundError"),
+        ("os:no_such_function", "cannot be imported: AttributeError"),
+        ("os:sep", "is no function"),
+        ("unit_tests", "runs code that the model writes; --allow_code_execution allows it"),
+        ({"scorer": "unit_tests", "allow_code_execution": True}, "has no argument 'allow_code_execution'"),
+    ],
+)
+def test_a_mistake_is_told_with_the_nearest_right_answer(entry, told):
+    with pytest.raises(UserError, match=told):
+        read_scorers(entry, "--rewards", {})
+
+
+def test_code_runs_only_where_it_is_allowed():
+    with pytest.raises(PermissionError, match="--allow_code_execution"):
+        unit_tests("x = 1", "assert x == 1")
+
+
+def test_the_last_block_of_an_answer_is_its_code():
+    answer = "First\n```python\ndef f(): return 1\n```\nno:\n```py\ndef f(): return 2\n```\nso it is."
+    assert unit_tests(answer, "assert f() == 2", allow_code_execution=True) == 1
+    assert unit_tests(answer, "assert f() == 1", allow_code_execution=True) == 0
+
+
+ABOVE = Path(__file__).resolve()
+HARMLESS = {
+    "a right answer": ("def add(a, b): return a + b", "assert add(1, 2) == 3"),
+    "libraries": ("import collections, dataclasses, json, re, math, tempfile\nx = 1", "assert x"),
+    "a file of its own": ("open('x', 'w').write('1')", "import os\nassert open('x').read() == '1'\nos.remove('x')"),
+}
+HARMFUL = {
+    "leaves before the tests": ("import sys\nsys.exit(0)", ""),
+    "leaves at once": ("import os\nos._exit(0)", ""),
+    "prints that it passed": ("print('passed', flush=True)", "assert False"),
+    "a syntax error": ("def f(:", ""),
+    "an endless loop": ("while True: pass", ""),
+    "sleeps": ("import time\ntime.sleep(60)", ""),
+    "ten gigabytes": ("x = bytearray(10 << 30)", ""),
+    "a fork": ("import os\nos.fork()", ""),
+    "a process": ("import subprocess\nsubprocess.run(['true'])", ""),
+    "a socket": ("import socket\nsocket.socket().connect(('127.0.0.1', 9))", ""),
+    "writes outside": ("open('/tmp/hf-peft-recipes-was-here', 'w')", ""),
+    "reads outside": (f"open({str(ABOVE)!r}).read()", ""),
+    "deletes outside": (f"import os\nos.remove({str(ABOVE)!r})", ""),
+    "a folder elsewhere": ("import os\nos.open('/tmp', os.O_RDONLY | os.O_DIRECTORY)", ""),
+    "native code": ("import ctypes\nctypes.CDLL(None)", ""),
+    "floods its output": ("import sys\nwhile True: sys.stdout.write('x' * 9999)", ""),
+    "fills the disk": ("f = open('x', 'wb')\nwhile True: f.write(bytes(1 << 20))", ""),
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_code_may_do_what_a_solution_does(name):
+    assert run_code(*HARMLESS[name], 10.0, 512)
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+def test_code_fails_that_does_more(name):
+    code, tests = HARMFUL[name]
+    started = time.monotonic()
+    assert not run_code(code, tests, 1.0, 512)
+    assert time.monotonic() - started < 60
+    assert not Path("/tmp/hf-peft-recipes-was-here").exists()
+    assert ABOVE.is_file()
+
+
+def test_no_secret_reaches_the_code(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert run_code("import os\nfound = dict(os.environ)", "assert 'HF_TOKEN' not in found, found", 5.0, 512)
+
+
+def test_the_limits_hold_where_the_kernel_gives_no_namespaces(monkeypatch):
+    namespaces.cache_clear()
+    monkeypatch.setattr("hf_peft_recipes.scorers.sandbox._NAMESPACES", ("no-such-program",))
+    assert namespaces() == ()
+    try:
+        assert run_code("x = 1", "assert x == 1", 5.0, 512)
+        assert not run_code("while True: pass", "", 1.0, 512)
+    finally:
+        namespaces.cache_clear()
