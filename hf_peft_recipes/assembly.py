@@ -1,7 +1,9 @@
 """A run put together: data as tokens, model with adapter, trainer, faster paths; nothing is written yet."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from hf_peft_recipes.launching import World
 from hf_peft_recipes.measure.clock import StepClock
 from hf_peft_recipes.measure.memory import release_free_memory
 from hf_peft_recipes.measure.phases import Phases
+from hf_peft_recipes.methods import Material, Method
 from hf_peft_recipes.models import ParameterCount
 from hf_peft_recipes.objectives import Objective, find_objective
 from hf_peft_recipes.preflight import Examined, RunRequest
@@ -43,6 +46,7 @@ class Prepared:
     parameters: ParameterCount
     world: World
     phases: Phases
+    method: Method
 
     def release(self) -> None:
         """Give up the model and all that training held, so that another process has room for its own."""
@@ -57,7 +61,7 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
         UserError: the model, the data or the arguments do not go together.
         LaunchError: other processes came up than were asked for.
     """
-    phases, objective = Phases(), find_objective(recipe.objective)
+    phases, objective, method = Phases(), find_objective(recipe.objective), Method(recipe)
     arguments = objective.training_arguments(_arguments(recipe, request, examined))
     world = World(
         arguments.process_index, arguments.world_size, str(arguments.distributed_state.distributed_type.value)
@@ -69,14 +73,19 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
         tokenized = tokenize(recipe, request, examined.examples)
     data, arguments.max_length = tokenized.rows, tokenized.max_length
     phases.lap("data")
-    model = _model(recipe, request, objective, tokenized.renderer.tokenizer)
+    tokenizer = tokenized.renderer.tokenizer
+    material = Material(data.train, tokenizer, arguments.seed, recipe.section("model"))
+    add_adapter = partial(method.add_adapter, task_type=objective.TASK_TYPE, material=material)
+    model = _model(recipe, request, objective, tokenizer, add_adapter)
     if data.validation is None:
         arguments.eval_strategy = type(arguments.eval_strategy)("no")
     # Before a trainer adds a copy to compare with.
     parameters = models.count_parameters(model)
+    parameters = replace(parameters, trainable=parameters.trainable - method.held)
     clock = StepClock(phases)
     callbacks = [TrainingProof(), clock, *request.callbacks]
-    trainer = objective.build_trainer(model, tokenized.renderer.tokenizer, data, arguments, callbacks)
+    trainer = objective.build_trainer(model, tokenizer, data, arguments, callbacks)
+    method.attach(trainer)
     clock.watch(trainer)
     if request.longest:
         _keep_longest(trainer, data, tokenized.renderer, int((recipe.section("evaluation") or {})["batch_size"]))
@@ -88,7 +97,9 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     faster = objective_facts(recipe.objective).packs and recipe.value("speed") != "off"
     speed = speed_up(model, detect_device().kind) if faster else []
     phases.lap("load")
-    return Prepared(trainer, model, tokenized.renderer, tokenized.checks, data, speed, parameters, world, phases)
+    return Prepared(
+        trainer, model, tokenized.renderer, tokenized.checks, data, speed, parameters, world, phases, method
+    )
 
 
 def _keep_longest(trainer: Any, data: PreparedData, renderer: Renderer, scored: int) -> None:
@@ -108,7 +119,9 @@ def _arguments(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) 
     return arguments | {"output_dir": str(examined.output_dir), "disable_tqdm": True}
 
 
-def _model(recipe: ResolvedRecipe, request: RunRequest, objective: Objective, tokenizer: Any) -> Any:
+def _model(
+    recipe: ResolvedRecipe, request: RunRequest, objective: Objective, tokenizer: Any, add_adapter: Callable[..., Any]
+) -> Any:
     adapter = recipe.section("adapter")
     model = request.model
     if model is None:
@@ -118,10 +131,16 @@ def _model(recipe: ResolvedRecipe, request: RunRequest, objective: Objective, to
     # A caller's model that has its adapter already keeps it.
     if adapter and not hasattr(model, "peft_config"):
         added = adapters.fit_vocabulary(model, tokenizer)
-        if added and not {"trainable_token_indices", "modules_to_save", "adapter_name_or_path"} & adapter.keys():
+        settled = {
+            "trainable_token_indices",
+            "token_indices",
+            "modules_to_save",
+            "adapter_name_or_path",
+        } & adapter.keys()
+        if added and not settled:
             # A frozen embedding of a new token would stay what it was drawn as.
             adapter = {**adapter, "trainable_token_indices": dict.fromkeys(adapters.vocabulary_layers(model), added)}
-        model = adapters.add_adapter(model, adapter, objective.TASK_TYPE)
+        model = add_adapter(model, adapter)
     elif not adapter:
         adapters.fit_vocabulary(model, tokenizer)
     return model

@@ -9,6 +9,7 @@ from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.spec import strict_yaml
 from hf_peft_recipes.spec.compose import Composition, Rule
 from hf_peft_recipes.spec.entries import GIVEN, SECTIONS, Entries, Entry, Path, leaves
+from hf_peft_recipes.spec.quantized import check_quantized
 from hf_peft_recipes.spec.sections import (
     FLAG_ALIASES,
     OWNED_FIELDS,
@@ -215,3 +216,4 @@ def _check_whole(name: str, entries: Entries) -> None:
         )
     if entries.section("adapter") and not entries.value("adapter", "peft_type"):
         raise UserError(f"recipe {name!r}: adapter.peft_type is missing (LORA, IA3 …)")
+    check_quantized(name, entries)
