@@ -29,12 +29,18 @@ class Eva(Step):
 
     looks_at_rows = True
 
+    def settings(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the section of a plain LoRA."""
+        plain = {key: value for key, value in arguments.items() if key != "eva_config"}
+        return {**plain, "init_lora_weights": True}
+
     def begin(self, model: Any, material: Material) -> None:
         """Set A, and each layer's rank."""
-        from peft import initialize_lora_eva_weights
+        from peft import EvaConfig, initialize_lora_eva_weights
 
         config = model.peft_config[model.active_adapter]
-        eva = config.eva_config
+        eva = EvaConfig(**(self.adapter.get("eva_config") or {}))
+        config.init_lora_weights, config.eva_config = "eva", eva
         largest = max([config.r, *config.rank_pattern.values()])
         batches = Batches(material, model.device, round(largest * eva.rho), bool(eva.use_label_mask))
         with torch.random.fork_rng():

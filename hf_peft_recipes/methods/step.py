@@ -11,6 +11,9 @@ from hf_peft_recipes.data.rendering import IGNORED
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.spec import ResolvedRecipe
 
+COMPARING = ("dpo", "kto")
+"""Objectives whose trainer keeps a copy of the adapter as it was."""
+
 
 @dataclass(frozen=True)
 class Material:
@@ -51,12 +54,19 @@ class Step:
 
     looks_at_rows = False
     """Whether it reads the training rows before training."""
+    single = False
+    """Whether PEFT 0.21 has no room for a second adapter of the kind."""
 
     def __init__(self, adapter: Mapping[str, Any]) -> None:
         self.adapter = adapter
 
     def check(self, recipe: ResolvedRecipe) -> None:
         """Raise a UserError where the recipe contradicts the method."""
+        if self.single and recipe.objective in COMPARING:
+            raise UserError(
+                f"{recipe.objective} compares with a copy of the adapter, and {self.name} allows no second one; "
+                f"orpo, cpo and simpo need none"
+            )
         if self.looks_at_rows and (recipe.section("data") or {}).get("streaming"):
             raise UserError(
                 f"{self.name} looks at the training rows first, which a stream has not; drop data.streaming"
