@@ -4,7 +4,7 @@ Zhang et al. 2023, arXiv:2303.10512. PEFT brings the allocator and the penalty, 
 transformers' Trainer never asks the allocator, and TRL's losses are not the one that the penalty is added to.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from hf_peft_recipes.adapters import to_float32
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.methods.step import Material, Step
+from hf_peft_recipes.proof import TrainingProof
 
 WARMUP_SHARE, FINAL_SHARE = 0.1, 0.5
 """Of all steps: those before the first cut, and those after the last. The paper's schedules lie near both (table 8)."""
@@ -27,6 +28,9 @@ IMPORTANCE_FILE = "rank_importance.safetensors"
 def serves(adapter: Mapping[str, Any]) -> bool:
     """Return whether the section is AdaLoRA's."""
     return str(adapter.get("peft_type")).upper() == "ADALORA"
+
+
+_PARTS = ("lora_A", "lora_B", "lora_E")
 
 
 class AdaLora(Step):
@@ -50,13 +54,17 @@ class AdaLora(Step):
         return {**arguments, **given, "total_step": sum(given.values()) + 1}
 
     def begin(self, model: Any, material: Material) -> None:
-        """Remember the adapter's part of the model."""
-        self._ranks.tuner = model.base_model
+        """Freeze what is no part of the method."""
         _freeze_divisors(model)
 
     def attach(self, trainer: Any) -> None:
         """Let the allocator see every step."""
-        trainer.add_callback(self._ranks)
+        if hasattr(trainer.model.base_model, "rankallocator"):
+            self._ranks.tuner = trainer.model.base_model
+            self._ranks.proofs = [
+                callback for callback in trainer.callback_handler.callbacks if isinstance(callback, TrainingProof)
+            ]
+            trainer.add_callback(self._ranks)
 
     def finish(self, model: Any) -> None:
         """Leave out what was cut, as who loads the files does."""
@@ -71,6 +79,7 @@ class Ranks(TrainerCallback):
     """
 
     tuner: Any
+    proofs: Sequence[TrainingProof] = ()
 
     def __init__(self, tinit: int | None, tfinal: int | None, allocates: bool) -> None:
         self._given = (tinit, tfinal)
@@ -123,6 +132,9 @@ class Ranks(TrainerCallback):
         config.rank_pattern = self.pattern
         self.tuner.update_and_allocate(state.global_step + 1)
         self.pattern, config.rank_pattern = config.rank_pattern, None
+        empty = [name for name, kept in (self.pattern or {}).items() if not any(kept)]
+        for proof in self.proofs:
+            proof.excused = {f"base_model.model.{name.replace('lora_E', part)}" for name in empty for part in _PARTS}
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write what the allocator has seen beside the checkpoint, for `--resume`."""

@@ -58,19 +58,21 @@ class HeldStart(TrainerCallback):
                 takes their product from the weight, which is undone here.
 
         Raises:
-            UserError: a layer is too small for the rank.
+            UserError: a layer is too small for twice the rank.
         """
         adapter = model.active_adapter
         for name, layer in lora_layers(model):
             base, rank = layer.get_base_layer(), layer.r[adapter] // 2
+            if 2 * rank > min(base.weight.shape):
+                raise UserError(
+                    f"adapter.r = {rank} is too large for {name}, of {' × '.join(map(str, base.weight.shape))}"
+                )
             whole = base.weight.data.clone()
             layer.r[adapter] = rank
             initialize(layer, adapter)
             layer.r[adapter] = 2 * rank
             base.weight.data = whole
             a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-            if a.shape[0] != rank or b.shape[1] != rank:
-                raise UserError(f"adapter.r = {rank} is too large for {name}, of {b.shape[0]} × {a.shape[1]}")
             first, second = a.data.float().to(whole.device), b.data.float().to(whole.device)
             a.data, b.data = torch.cat([first, first]), torch.cat([second, -second], 1)
             self._held += [(a, first, 0), (b, -second, 1)]

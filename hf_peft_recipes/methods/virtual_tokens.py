@@ -23,6 +23,9 @@ class VirtualTokens(Step):
     def finish(self, model: Any) -> None:
         """Put in the network's place what it makes."""
         adapter = model.active_adapter
+        # A caller's own model may have any adapter.
+        if not serves({"peft_type": model.peft_config[adapter].peft_type.value}):
+            return
         encoder, config = model.prompt_encoder[adapter], model.peft_config[adapter]
         made = model.get_prompt_embedding_to_save(adapter).to(encoder.embedding.weight.device)
         for name in [name for name, _ in encoder.named_children() if name != "embedding"]:

@@ -78,6 +78,9 @@ def resolve(composition: Composition, overrides: Sequence[Override], facts: Mapp
     entries = Entries(composition.entries)
     if entries.value("objective") is None:
         raise UserError(f"recipe {composition.name!r} has no objective")
+    named = [override for override in overrides if override.name in ("peft_type", "adapter.peft_type")]
+    if named:
+        _exchange_adapter(entries, _place(named, entries, section_fields(entries)))
     flags = _place(overrides, entries, section_fields(entries))
     fields = section_fields(_over(entries, flags))
     entries = Entries({renamed(path, fields): entry for path, entry in entries.items()})
@@ -96,6 +99,14 @@ def resolve(composition: Composition, overrides: Sequence[Override], facts: Mapp
     rules = tuple(rule for rule in composition.rules if rule.asks_device)
     sources = tuple(part.origin for part in composition.parts)
     return ResolvedRecipe(composition.name, composition.summary, entries, rules, chosen, sources)
+
+
+def _exchange_adapter(entries: Entries, named: Mapping[Path, Entry]) -> None:
+    """Put another type of adapter in the place of the recipe's; of its keys those stay that the new one has too."""
+    entries.update(named)
+    known = section_fields(entries)["adapter"]
+    for path in [path for path in entries if path[0] == "adapter" and len(path) > 1 and path[1] not in known]:
+        entries.drop(path)
 
 
 def _over(entries: Entries, flags: Mapping[Path, Entry]) -> Entries:
