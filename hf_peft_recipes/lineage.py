@@ -89,7 +89,7 @@ def continued(recipe: ResolvedRecipe) -> ResolvedRecipe:
         if own and entry.layer == GIVEN:
             raise UserError(f"{entry.origin} does nothing: the adapter in {str(folder)!r} has its own {path[1]}")
     entries = type(recipe.entries)(recipe.entries)
-    kept = {path: entries[path] for path in (("adapter", "peft_type"), _RATIO) if path in entries}
+    kept = [(path, entries[path]) for path in entries if path in (("adapter", "peft_type"), _RATIO)]
     entries.drop(("adapter",))
     entries.update(kept)
     entries[_NAMED] = Entry(str(folder.resolve()), named.origin, named.reason, layer=named.layer)
