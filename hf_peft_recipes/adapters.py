@@ -59,11 +59,15 @@ def add_adapter(model: Any, adapter: Mapping[str, Any], task_type: str) -> Any:
     if head is not None and not hasattr(head, "bias"):
         # TRL 1.16 asks every head for its bias; PEFT's wrapper of one with trained tokens forwards only the weight.
         object.__setattr__(head, "bias", head.original_module.bias)
-    for parameter in wrapped.parameters():
-        # In bfloat16 a step of 2e-5 is lost in rounding for most elements.
+    to_float32(wrapped)
+    return wrapped
+
+
+def to_float32(model: Any) -> None:
+    """Keep the trainable tensors in float32: in bfloat16 a step of 2e-5 is lost in rounding for most elements."""
+    for parameter in model.parameters():
         if parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.float()
-    return wrapped
 
 
 def load_adapter(base: Any, folder: Path) -> Any:

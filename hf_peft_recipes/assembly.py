@@ -1,7 +1,7 @@
 """A run put together: data as tokens, model with adapter, trainer, faster paths; nothing is written yet."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from hf_peft_recipes.launching import World
 from hf_peft_recipes.measure.clock import StepClock
 from hf_peft_recipes.measure.memory import release_free_memory
 from hf_peft_recipes.measure.phases import Phases
+from hf_peft_recipes.methods import Material, Method
 from hf_peft_recipes.models import ParameterCount
 from hf_peft_recipes.objectives import find_objective
 from hf_peft_recipes.objectives.learning_signal import LearningSignal
@@ -48,6 +49,7 @@ class Prepared:
     parameters: ParameterCount
     world: World
     phases: Phases
+    method: Method
     rewards: list[Reward]
     """What answers are worth; empty where nobody asks."""
 
@@ -67,7 +69,7 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
         UserError: the model, the data or the arguments do not go together.
         LaunchError: other processes came up than were asked for.
     """
-    phases, objective = Phases(), find_objective(recipe.objective)
+    phases, objective, method = Phases(), find_objective(recipe.objective), Method(recipe)
     arguments = objective.training_arguments(_arguments(recipe, request, examined))
     world = World(
         arguments.process_index, arguments.world_size, str(arguments.distributed_state.distributed_type.value)
@@ -81,6 +83,7 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
         tokenized = tokenize(recipe, request, examined.examples)
     data, arguments.max_length = tokenized.rows, tokenized.max_length
     phases.lap("data")
+    material = Material(data.train, tokenized.renderer.tokenizer, arguments.seed, recipe.section("model"))
     if data.validation is None:
         if arguments.load_best_model_at_end:
             raise UserError(
@@ -88,9 +91,10 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
                 "and there are none (data.validation_size, evaluation.max_rows)"
             )
         arguments.eval_strategy = type(arguments.eval_strategy)("no")
-    model = _model(recipe, request, tokenized.renderer)
+    model = _model(recipe, request, tokenized.renderer, method, material)
     # Before a trainer adds a copy to compare with.
     parameters = models.count_parameters(model)
+    parameters = replace(parameters, trainable=parameters.trainable - method.held)
     clock = StepClock(phases)
     facts, evaluation = objective_facts(recipe.objective), recipe.section("evaluation") or {}
     stopping = stopping_callbacks(
@@ -102,6 +106,7 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     rewards = read_rewards(recipe, request.rewards)
     further = {"rewards": rewards} if facts.is_rewarded else {}
     trainer = objective.build_trainer(model, tokenized.renderer.tokenizer, data, arguments, callbacks, **further)
+    method.attach(trainer)
     clock.watch(trainer)
     if request.longest:
         _keep_longest(trainer, data, tokenized.renderer, int(evaluation["batch_size"]))
@@ -114,7 +119,7 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     speed = speed_up(model, detect_device().kind) if faster else []
     phases.lap("load")
     return Prepared(
-        trainer, model, tokenized.renderer, tokenized.checks, data, speed, parameters, world, phases, rewards,
+        trainer, model, tokenized.renderer, tokenized.checks, data, speed, parameters, world, phases, method, rewards,
         trainer.signal if rewards else None,
     )  # fmt: skip
 
@@ -139,7 +144,7 @@ def _arguments(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) 
     return arguments | {"output_dir": str(examined.output_dir), "disable_tqdm": True}
 
 
-def _model(recipe: ResolvedRecipe, request: RunRequest, renderer: Maker) -> Any:
+def _model(recipe: ResolvedRecipe, request: RunRequest, renderer: Maker, method: Method, material: Material) -> Any:
     adapter, head, tokenizer = recipe.section("adapter"), find_head(recipe.objective), renderer.tokenizer
     model = request.model
     if model is None:
@@ -152,13 +157,19 @@ def _model(recipe: ResolvedRecipe, request: RunRequest, renderer: Maker) -> Any:
     # A caller's model that has its adapter already keeps it.
     if adapter and not hasattr(model, "peft_config"):
         added = adapters.fit_vocabulary(model, tokenizer)
-        if added and not {"trainable_token_indices", "modules_to_save", "adapter_name_or_path"} & adapter.keys():
+        settled = {
+            "trainable_token_indices",
+            "token_indices",
+            "modules_to_save",
+            "adapter_name_or_path",
+        } & adapter.keys()
+        if added and not settled:
             # A frozen embedding of a new token would stay what it was drawn as.
             adapter = {**adapter, "trainable_token_indices": dict.fromkeys(adapters.vocabulary_layers(model), added)}
         if drawn := models.drawn_modules(model):
             # What no file holds goes with the adapter, or nobody else could load it.
             adapter = {**adapter, "modules_to_save": sorted({*(adapter.get("modules_to_save") or ()), *drawn})}
-        model = adapters.add_adapter(model, adapter, head.TASK_TYPE)
+        model = method.add_adapter(model, adapter, head.TASK_TYPE, material)
     elif not adapter:
         adapters.fit_vocabulary(model, tokenizer)
     return model

@@ -14,6 +14,8 @@ from hf_peft_recipes.spec import Entry, ResolvedRecipe
 from hf_peft_recipes.spec.entries import GIVEN
 
 _NAMED = ("adapter", "adapter_name_or_path")
+_RATIO = ("adapter", "loraplus_lr_ratio")
+"""Of the section, but how an adapter is trained, and no part of it."""
 
 
 def read_fingerprint(folder: Path) -> Fingerprint | None:
@@ -83,12 +85,13 @@ def continued(recipe: ResolvedRecipe) -> ResolvedRecipe:
     if config["peft_type"] != wanted:
         raise UserError(f"the adapter in {str(folder)!r} is {config['peft_type']}, and {recipe.name!r} trains {wanted}")
     for path, entry in recipe.entries.items():
-        if path[0] == "adapter" and path not in (_NAMED, ("adapter", "peft_type")) and entry.layer == GIVEN:
+        own = path[0] == "adapter" and path not in (_NAMED, _RATIO, ("adapter", "peft_type"))
+        if own and entry.layer == GIVEN:
             raise UserError(f"{entry.origin} does nothing: the adapter in {str(folder)!r} has its own {path[1]}")
     entries = type(recipe.entries)(recipe.entries)
-    peft_type = entries[("adapter", "peft_type")]
+    kept = [(path, entries[path]) for path in entries if path in (("adapter", "peft_type"), _RATIO)]
     entries.drop(("adapter",))
-    entries[("adapter", "peft_type")] = peft_type
+    entries.update(kept)
     entries[_NAMED] = Entry(str(folder.resolve()), named.origin, named.reason, layer=named.layer)
     base = config.get("base_model_name_or_path")
     if entries.value("model", "name_or_path") is None and base != models.base_location(None):

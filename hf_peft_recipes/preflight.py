@@ -4,6 +4,7 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ _RUN_PATTERNS = (
 )  # fmt: skip
 
 _PROMPT_ONLY = "prompt_only"
+
+OPTIMIZER_PACKAGES = {"galore": "galore_torch", "apollo": "apollo_torch"}
+"""First word of an optimizer's name to its module; the extra of that name installs it."""
+
 _TO_LEARN_ANSWERS = {
     "preference": " To train on what was chosen: --data.columns.completion chosen",
     "feedback": " To train on all completions: --data.columns.completion completion",
@@ -74,6 +79,7 @@ def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
         LaunchError: the launcher's variables contradict each other.
     """
     launching.check_environment(os.environ)
+    check_optimizer(recipe)
     output_dir = request.output_dir or Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
     if not request.dry_run and launching.rank_from_environment() == 0:
         _check_folder(output_dir, request)
@@ -88,6 +94,17 @@ def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
             "name its column, --data.columns.prompt … --data.columns.completion …"
         )
     return Examined(output_dir, examples)
+
+
+def check_optimizer(recipe: ResolvedRecipe) -> None:
+    """Raise a UserError where the optimizer comes from a package that is not installed."""
+    optimizer = str(recipe.value("training.optim"))
+    extra, _, rest = optimizer.partition("_")
+    if rest and extra in OPTIMIZER_PACKAGES and find_spec(OPTIMIZER_PACKAGES[extra]) is None:
+        raise UserError(
+            f"training.optim {optimizer} comes from a package that is not installed: "
+            f"pip install 'hf-peft-recipes[{extra}]'"
+        )
 
 
 def examine_data(recipe: ResolvedRecipe, request: RunRequest) -> Examples:

@@ -45,6 +45,8 @@ class TrainingProof(TrainerCallback):
         """Updates without any gradient, where those are no fault."""
         self.unproved: dict[str, str] = {}
         """Trainable tensors without proof so far, each with what is missing."""
+        self.excused: set[str] = set()
+        """Tensors that the method itself has put out of use: AdaLoRA takes all ranks from some matrices."""
         self._start: dict[str, int] = {}
         self._frozen: dict[str, int] = {}
         self._had_gradient: set[str] = set()
@@ -54,7 +56,8 @@ class TrainingProof(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Take the checksums of all trainable and of some frozen tensors."""
-        trainable = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+        # A matrix of rank 0, as AdaLoRA leaves some, has nothing to train.
+        trainable = {name: one for name, one in model.named_parameters() if one.requires_grad and one.numel()}
         if not trainable:
             raise NotTrainedError("nothing in the model is trainable")
         frozen = [(name, tensor) for name, tensor in model.named_parameters() if not tensor.requires_grad]
@@ -134,7 +137,8 @@ class TrainingProof(TrainerCallback):
         fatal = {
             name: why
             for name, why in self.unproved.items()
-            if why != "its gradient is zero" or not any(part in name for part in LEGITIMATELY_ZERO)
+            if name not in self.excused
+            and (why != "its gradient is zero" or not any(part in name for part in LEGITIMATELY_ZERO))
         }
         if fatal:
             listed = "; ".join(f"{name}: {why}" for name, why in list(fatal.items())[:5])

@@ -121,10 +121,11 @@ def _train(
         record["budget"] = budget.result()
     record["data"]["ledger"] = prepared.data.ledger()
     phases.settle()
+    # Without the autocast that training puts around the forward pass: a client has none.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    prepared.method.finish(model)
     # Before anything else can fail.
     if prepared.world.is_main:
-        # Without the autocast that training puts around the forward pass: a client has none.
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         saving.save(model, prepared.renderer, recipe, folder)
         plot_losses(record["loss_curve"], folder / "loss.png", recipe.name)
     phases.lap("save")

@@ -10,6 +10,13 @@ HARMLESS_WARNINGS = (
     (r".*torch\.jit\.script_method.* is deprecated", "inside torch and its callers; nothing of ours uses it"),
     (r"`(is_)?gradient_checkpointing` is deprecated", "TRL 1.16 and PEFT 0.21 still ask for the old name themselves"),
     (r"You are importing from 'trl\.experimental'", "ORPO and CPO live nowhere else any more; tests hold them to it"),
+    (
+        r"Position ids are not supported for parameter efficient",
+        "rows with virtual tokens are not packed: positions count",
+    ),
+    (r"This implementation of AdamW is deprecated", "galore-torch brings its own, the one that was asked for"),
+    (r"The following rank_pattern keys did not match any", "AdaLoRA's name matrices, where LoRA's name layers"),
+    (r"Adapter '.*': \d+ LoRA tensor\(s\) have invalid shape", "AdaLoRA leaves some matrices no rank"),
     (r"Merge lora module to \d-bit linear may get different generations", "`merge` measures by how much"),
     (r"Input and output embeddings are no longer tied after merging", "they were trained apart, and are saved so"),
     (r"Model has `tie_word_embeddings=True` and a tied layer is part of", "`merge` keeps apart what was trained apart"),

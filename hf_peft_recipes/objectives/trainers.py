@@ -1,5 +1,7 @@
 """What all of upstream's trainers are asked alike, whatever they train for."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hf_peft_recipes.data import PreparedData
@@ -29,6 +31,20 @@ def make_arguments(config_class: Any, arguments: dict[str, Any]) -> Any:
         raise UserError(f"training: {' '.join(str(error).split())}") from None
 
 
+@contextmanager
+def _begun(model: Any) -> Iterator[None]:
+    """Let a copy of the adapter, as trainers make it, begin as any: PiSSA's would take from the base once more."""
+    configs = getattr(model, "peft_config", {}).values()
+    starts = [(config, config.init_lora_weights) for config in configs if hasattr(config, "init_lora_weights")]
+    for config, _ in starts:
+        config.init_lora_weights = True
+    try:
+        yield
+    finally:
+        for config, start in starts:
+            config.init_lora_weights = start
+
+
 def make_trainer(
     trainer_class: Any,
     model: Any,
@@ -54,10 +70,11 @@ def make_trainer(
     """
     trainable = {name: tensor.data for name, tensor in model.named_parameters() if tensor.requires_grad}
     try:
-        trainer = trainer_class(
-            model=model, args=arguments, train_dataset=data.train, eval_dataset=data.validation,
-            processing_class=tokenizer, callbacks=callbacks, **further,
-        )  # fmt: skip
+        with _begun(model):
+            trainer = trainer_class(
+                model=model, args=arguments, train_dataset=data.train, eval_dataset=data.validation,
+                processing_class=tokenizer, callbacks=callbacks, **further,
+            )  # fmt: skip
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from None
     # TRL casts the adapter of a quantised base to bfloat16, where steps at usual rates are lost in rounding.

@@ -172,6 +172,8 @@ class Job:
             for name in NOT_WALKED:
                 if self.adapter.get(name) not in (None, False, [], {}, "none"):
                     return name
+            if (start := self.adapter.get("init_lora_weights")) in ("lora_ga", "corda"):
+                return f"init_lora_weights {start}, of twice the rank"
             if others := set(self.adapter.get("modules_to_save") or ()) - {"lm_head", "embed_tokens"}:
                 return f"modules_to_save {min(others)!r}"
             stacked = ARCHITECTURES[str(self.config["model_type"])].experts

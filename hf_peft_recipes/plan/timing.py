@@ -22,6 +22,7 @@ from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.heads import find_head
 from hf_peft_recipes.measure.clock import Step, StepClock
+from hf_peft_recipes.methods import settings
 from hf_peft_recipes.models import load_tokenizer, quantize
 from hf_peft_recipes.objectives import find_objective
 from hf_peft_recipes.plan.documents import Documents
@@ -136,7 +137,9 @@ def _model(job: Job, recipe: ResolvedRecipe, layers: int, task_type: str) -> Any
     if quantization := recipe.section("quantization") or stored:
         model = quantize(model, quantization)
     if job.adapter:
-        model = add_adapter(model, {key: job.adapter[key] for key in job.adapter if key not in LOADS}, task_type)
+        model = add_adapter(
+            model, settings({key: job.adapter[key] for key in job.adapter if key not in LOADS}), task_type
+        )
     return model
 
 

@@ -20,6 +20,7 @@ from trl.kernels import chunked_logprob
 
 from hf_peft_recipes.adapters import add_adapter
 from hf_peft_recipes.errors import UserError, did_you_mean
+from hf_peft_recipes.methods import settings
 from hf_peft_recipes.plan.job import Job
 from hf_peft_recipes.plan.live import LiveBytes
 from hf_peft_recipes.plan.loss import TILE_WIDTH
@@ -99,7 +100,7 @@ def build(job: Job) -> Any:
     if job.bits:
         quantize_layers(model, job)
     if job.adapter:
-        model = add_adapter(model, job.adapter, "CAUSAL_LM")
+        model = add_adapter(model, settings(job.adapter), "CAUSAL_LM")
     model.train()
     if job.checkpointing:
         if job.adapter:

@@ -11,6 +11,7 @@ from hf_peft_recipes.spec.compose import Composition, Rule
 from hf_peft_recipes.spec.entries import GIVEN, SCALARS, SECTIONS, Entries, Entry, Path, leaves
 from hf_peft_recipes.spec.objectives import OBJECTIVES, objective_facts
 from hf_peft_recipes.spec.pairings import check_pairing
+from hf_peft_recipes.spec.quantized import check_quantized
 from hf_peft_recipes.spec.sections import (
     FLAG_ALIASES,
     OWNED_FIELDS,
@@ -79,6 +80,9 @@ def resolve(composition: Composition, overrides: Sequence[Override], facts: Mapp
     entries = Entries(composition.entries)
     if entries.value("objective") is None:
         raise UserError(f"recipe {composition.name!r} has no objective")
+    named = [override for override in overrides if override.name in ("peft_type", "adapter.peft_type")]
+    if named:
+        _exchange_adapter(entries, _place(named, entries, section_fields(entries)))
     flags = _place(overrides, entries, section_fields(entries))
     fields = section_fields(_over(entries, flags))
     entries = Entries({renamed(path, fields): entry for path, entry in entries.items()})
@@ -97,6 +101,14 @@ def resolve(composition: Composition, overrides: Sequence[Override], facts: Mapp
     rules = tuple(rule for rule in composition.rules if rule.asks_device)
     sources = tuple(part.origin for part in composition.parts)
     return ResolvedRecipe(composition.name, composition.summary, entries, rules, chosen, sources)
+
+
+def _exchange_adapter(entries: Entries, named: Mapping[Path, Entry]) -> None:
+    """Put another type of adapter in the place of the recipe's; of its keys those stay that the new one has too."""
+    entries.update(named)
+    known = section_fields(entries)["adapter"]
+    for path in [path for path in entries if path[0] == "adapter" and len(path) > 1 and path[1] not in known]:
+        entries.drop(path)
 
 
 def _over(entries: Entries, flags: Mapping[Path, Entry]) -> Entries:
@@ -230,6 +242,7 @@ def _check_whole(name: str, entries: Entries) -> None:
         raise UserError(f"rewards (from {origin}) are what {rewarded} learn from; {objective} has no use for them")
     if entries.section("adapter") and not entries.value("adapter", "peft_type"):
         raise UserError(f"recipe {name!r}: adapter.peft_type is missing (LORA, IA3 …)")
+    check_quantized(name, entries)
     check_pairing(name, entries)
     _check_best(entries)
 

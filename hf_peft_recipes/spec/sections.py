@@ -49,6 +49,7 @@ HOUSE_FIELDS: dict[str, dict[str, Field]] = {
 _ADAPTER_FIELDS = {
     "peft_type": Field("str"),
     "adapter_name_or_path": Field("str"),  # the folder of an adapter to go on with
+    "loraplus_lr_ratio": Field("float"),  # LoRA+: how many times A's rate B learns at; PEFT has it beside its configs
 }
 
 CHOICES: dict[Path, tuple[str, ...]] = {
@@ -110,6 +111,7 @@ OWNED_FIELDS: dict[Path, str] = {
     ("adapter", "revision"): "use model.revision",
     ("adapter", "auto_mapping"): _OURS,
     ("adapter", "peft_version"): _OURS,
+    ("adapter", "total_step"): "the run knows how many steps it has",
     ("model", "pretrained_model_name_or_path"): "use model.name_or_path",
     ("model", "quantization_config"): "use the section `quantization`",
     ("model", "token"): _TOKEN,
