@@ -72,23 +72,23 @@ def _list_pairs(as_json: bool) -> None:
     if as_json:
         print_json([{**vars(pair), "name": pair.name} for pair in pairs])
         return
-    reasons = list(dict.fromkeys(_without_name(pair) for pair in pairs if pair.refused))
+    reasons = list(dict.fromkeys(_reason(pair) for pair in pairs if pair.refused))
     objectives = list(dict.fromkeys(pair.objective for pair in pairs))
     width = max(len(pair.method) for pair in pairs)
     print(" " * width, *objectives, sep="  ")
     for method in dict.fromkeys(pair.method for pair in pairs):
         row = {pair.objective: pair for pair in pairs if pair.method == method}
-        marks = [
-            str(1 + reasons.index(_without_name(row[each]))) if row[each].refused else "yes" for each in objectives
-        ]
+        marks = [str(1 + reasons.index(_reason(row[each]))) if row[each].refused else "yes" for each in objectives]
         cells = (f"{mark:<{len(each)}}" for mark, each in zip(marks, objectives, strict=True))
         print(f"{method:<{width}}", *cells, sep="  ")
     for number, reason in enumerate(reasons, 1):
         print(f"{number}: {reason}")
 
 
-def _without_name(pair: Pair) -> str:
-    return pair.refused.removeprefix(f"recipe {pair.name!r}: ").removeprefix(f"recipe {pair.method!r}: ")
+def _reason(pair: Pair) -> str:
+    """Return why a pair is refused, whatever it is called; empty where it is not."""
+    _, _, reason = pair.refused.partition(" does not go with ")
+    return reason.partition(": ")[2] or pair.refused.partition(": ")[2] or pair.refused
 
 
 def _list_published(pattern: str | None, author: str | None, as_json: bool) -> None:

@@ -36,8 +36,6 @@ _PARTS = ("lora_A", "lora_B", "lora_E")
 class AdaLora(Step):
     """Drives the allocator of a new adapter; one that is gone on with keeps the ranks that it has."""
 
-    single = True
-
     def __init__(self, adapter: Mapping[str, Any]) -> None:
         super().__init__(adapter)
         self._goes_on = bool(adapter.get("adapter_name_or_path"))

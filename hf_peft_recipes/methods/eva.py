@@ -66,7 +66,7 @@ class Batches:
         return MOST_BATCHES
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        sequences = self._material.sequences()
+        sequences = map(_looked_at, self._material.sequences())
         while batch := list(islice(sequences, ROWS)):
             while self._tokens(batch) < 2 * self._directions and len(batch) < MOST_ROWS:
                 more = list(islice(sequences, ROWS))
@@ -93,6 +93,12 @@ class Batches:
         return sum(
             sum(label != IGNORED for label in labels) if self._answers_only else len(ids) for ids, labels in batch
         )
+
+
+def _looked_at(sequence: tuple[list[int], Any]) -> tuple[list[int], list[int]]:
+    """Return ids and labels that say where to look: everywhere, where no token carries a label of its own."""
+    ids, labels = sequence
+    return (ids, ids) if isinstance(labels, int) or all(label == IGNORED for label in labels) else (ids, labels)
 
 
 def _forward(model: Any, inputs: dict[str, torch.Tensor]) -> None:

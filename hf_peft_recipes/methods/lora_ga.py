@@ -51,7 +51,7 @@ class LoraGa(Step):
 
         def train_step() -> None:
             for sequence in sequences:
-                model(**material.batch([sequence], model.device), use_cache=False).loss.backward()
+                model(**material.batch([sequence], model.device)).loss.backward()
 
         with torch.random.fork_rng(), warnings.catch_warnings():
             # The first layer's inputs have no gradient; PEFT counts its own all the same.

@@ -11,42 +11,51 @@ from hf_peft_recipes.data.rendering import IGNORED
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.spec import ResolvedRecipe
 
-COMPARING = ("dpo", "kto")
-"""Objectives whose trainer keeps a copy of the adapter as it was."""
-
 
 @dataclass(frozen=True)
 class Material:
     """What a step may look at before training."""
 
     rows: Any
-    """The training rows: a `datasets.Dataset` of tokens and labels; of pairs the wanted side is taken."""
+    """The training rows: a `datasets.Dataset` of tokens and labels; of pairs the wanted side is taken, of what the
+    model answers itself the prompt."""
     tokenizer: Any
     seed: int
     model: Mapping[str, Any] | None
     """The recipe's section of that name: where the base's files are."""
 
-    def sequences(self) -> Iterator[tuple[list[int], list[int]]]:
-        """Yield token ids and labels of each training row once, in an order that the seed decides."""
-        side = "" if "input_ids" in self.rows.column_names else "chosen_"
+    def sequences(self) -> Iterator[tuple[list[int], Any]]:
+        """Yield token ids and labels of each training row once, in an order that the seed decides.
+
+        The labels are one a token, -100 where it carries no loss; of a text that is labelled, its label's number.
+        """
+        known = self.rows.column_names
+        side = next(name for name in ("input_ids", "chosen_input_ids", "prompt_ids") if name in known)
+        labels = next((name for name in ("labels", "chosen_labels") if name in known), None)
         for index in random.Random(self.seed).sample(range(len(self.rows)), len(self.rows)):
             row = self.rows[index]
-            yield row[f"{side}input_ids"], row[f"{side}labels"]
+            yield row[side], row[labels] if labels else [IGNORED] * len(row[side])
 
-    def batch(self, sequences: list[tuple[list[int], list[int]]], device: Any) -> dict[str, torch.Tensor]:
-        """Return some sequences padded on the right: ids, labels and attention mask, each of shape (rows, longest)."""
+    def batch(self, sequences: list[tuple[list[int], Any]], device: Any) -> dict[str, torch.Tensor]:
+        """Return some sequences padded on the right: ids, attention mask and labels, each of shape (rows, longest).
+
+        Labels of texts are of shape (rows,).
+        """
         ids, labels = zip(*sequences, strict=True)
-        columns = {
+        columns: dict[str, Any] = {
             "input_ids": (ids, self.tokenizer.pad_token_id),
-            "labels": (labels, IGNORED),
             "attention_mask": ([[1] * len(row) for row in ids], 0),
         }
-        return {
+        of_texts = isinstance(labels[0], int)
+        if not of_texts:
+            columns["labels"] = (labels, IGNORED)
+        made = {
             name: torch.nn.utils.rnn.pad_sequence(
                 [torch.tensor(row, device=device) for row in rows], batch_first=True, padding_value=fill
             )
             for name, (rows, fill) in columns.items()
         }
+        return made | ({"labels": torch.tensor(labels, device=device)} if of_texts else {})
 
 
 class Step:
@@ -54,19 +63,12 @@ class Step:
 
     looks_at_rows = False
     """Whether it reads the training rows before training."""
-    single = False
-    """Whether PEFT 0.21 has no room for a second adapter of the kind."""
 
     def __init__(self, adapter: Mapping[str, Any]) -> None:
         self.adapter = adapter
 
     def check(self, recipe: ResolvedRecipe) -> None:
         """Raise a UserError where the recipe contradicts the method."""
-        if self.single and recipe.objective in COMPARING:
-            raise UserError(
-                f"{recipe.objective} compares with a copy of the adapter, and {self.name} allows no second one; "
-                f"orpo, cpo and simpo need none"
-            )
         if self.looks_at_rows and (recipe.section("data") or {}).get("streaming"):
             raise UserError(
                 f"{self.name} looks at the training rows first, which a stream has not; drop data.streaming"

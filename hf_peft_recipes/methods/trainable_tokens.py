@@ -25,8 +25,6 @@ def serves(adapter: Mapping[str, Any]) -> bool:
 class TrainableTokens(Step):
     """Finds the tokens, and shows upstream the head that they are part of."""
 
-    single = True
-
     def __init__(self, adapter: Mapping[str, Any]) -> None:
         super().__init__(adapter)
         self.looks_at_rows = not adapter.get("token_indices") and not adapter.get("adapter_name_or_path")
