@@ -11,7 +11,7 @@ import yaml
 from conftest import FAST, ROOT
 
 from hf_peft_recipes import get_recipe, list_recipes, registry
-from hf_peft_recipes.device import KNOWN_DEVICES
+from hf_peft_recipes.device import KNOWN_DEVICES, named_device
 from hf_peft_recipes.embedded import MODEL_DIR, REWRITER_DIR
 from hf_peft_recipes.errors import UnplannedError
 from hf_peft_recipes.spec import load_part, strict_yaml, upstream
@@ -22,9 +22,11 @@ NAMES = list_recipes()
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("device", KNOWN_DEVICES)
-def test_resolves_on_every_device(name, device):
-    assert get_recipe(name, device=device).resolved.objective
+def test_resolves_on_every_device(name):
+    recipe = get_recipe(name, device="cpu")
+    for device in map(named_device, KNOWN_DEVICES):
+        # Composed once: the parts of a recipe are the same everywhere.
+        assert recipe.decide(False, device).objective == recipe.resolved.objective
 
 
 @pytest.mark.parametrize("name", NAMES)
