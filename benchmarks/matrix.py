@@ -18,8 +18,9 @@ from typing import Any
 
 from hf_peft_recipes.api import capability_table, get_recipe
 from hf_peft_recipes.api.matrix import Pair
+from hf_peft_recipes.bench.cell import SCHEMA_VERSION, circumstances
 from hf_peft_recipes.errors import RecipeError
-from hf_peft_recipes.measure.facts import commit_of, installed_versions
+from hf_peft_recipes.measure.facts import commit_of
 from hf_peft_recipes.spec.objectives import objective_facts
 
 RESULTS = Path(__file__).parent / "results" / "matrix.jsonl"
@@ -57,7 +58,7 @@ def train_pair(pair: Pair) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the lines of a result file by the pair's name; the last one counts."""
+    """Return the lines of a result file by their names; the last one of a name counts."""
     if not path.is_file():
         return {}
     lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
@@ -71,7 +72,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--again", action="store_true", help="train pairs that have a line too")
     options = parser.parse_args()
-    told = {"versions": installed_versions(), "commit": commit_of(Path(__file__).parent)}
+    told = {"schema_version": SCHEMA_VERSION, **circumstances(), "commit": commit_of(Path(__file__).parent)}
     known = read_lines(options.out)
     wanted = [pair for pair in capability_table() if any(fnmatch(pair.name, each) for each in options.patterns)]
     options.out.parent.mkdir(parents=True, exist_ok=True)

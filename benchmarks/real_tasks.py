@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.matrix import read_lines
-from hf_peft_recipes.measure.facts import commit_of, host_facts, installed_versions
+from hf_peft_recipes.bench.cell import SCHEMA_VERSION, circumstances
+from hf_peft_recipes.measure.facts import commit_of
 from hf_peft_recipes.metric_facts import TASK_METRICS
 
 RESULTS = Path(__file__).parent / "results" / "real_tasks.jsonl"
@@ -47,7 +48,7 @@ RUNS = {
         2e-3,
     ),
     "sft": Run("lora+sft --model {llama} --dataset {data}/gsm8k", 2e-3),
-    "grpo": Run("lora+grpo --model {llama} --dataset {data}/gsm8k --rewards.scorer numeric", 1e-4),
+    "grpo": Run("lora+grpo --model {llama} --dataset {data}/gsm8k --rewards numeric", 1e-4),
     "pretrain": Run("lora+pretrain --model {llama} --dataset {data}/tinyshakespeare.txt", 2e-3),
     "dpo": Run("lora+dpo --model {llama} --dataset {pairs}", 5e-4),
     "kto": Run("lora+kto --model {llama} --dataset {pairs}", 5e-4),
@@ -143,7 +144,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="run what has a line too")
     options = parser.parse_args()
     data, known = options.data / "data", read_lines(options.out)
-    told = {"versions": installed_versions(), "hardware": host_facts(), "commit": commit_of(Path(__file__).parent)}
+    told = {"schema_version": SCHEMA_VERSION, **circumstances(), "commit": commit_of(Path(__file__).parent)}
     with TemporaryDirectory() as folder:
         scratch = Path(folder)
         places = {

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import benchmarks.report
-from benchmarks.report import gpu_plan, memory, peers, planning, quality, throughput
+from benchmarks.report import gpu_plan, matrix, memory, peers, planning, quality, real_tasks, throughput
 from benchmarks.report.blocks import fill
 from benchmarks.report.pieces import Section
 from benchmarks.report.recipe_headers import headed
@@ -30,6 +30,8 @@ SECTIONS: dict[str, tuple[str, Room]] = {
     "peers_lora_bfloat16": ("peers_lora_bfloat16.json", peers.report),
     "peers_qlora": ("peers_qlora.json", peers.report),
     "peers_frameworks": ("peers_frameworks.json", peers.report),
+    "real_tasks": ("real_tasks.jsonl", real_tasks.report),
+    "matrix": ("matrix.jsonl", matrix.report),
     "quality": ("quality.jsonl", quality.report),
     "quality_real": ("quality_real.jsonl", quality.report),
 }
