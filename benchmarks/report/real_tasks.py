@@ -11,7 +11,8 @@ from hf_peft_recipes.metric_facts import SHARES
 
 _TEXT = (
     "Small models, so that the path is what is tried: a pretrained Llama of 260 thousand parameters, the embedded"
-    " encoder with decoder, and a BERT with random weights. The interval is a bootstrap's, over held-out rows, after training."
+    " encoder with decoder, and a BERT with random weights. The interval is a bootstrap's, over held-out rows, after"
+    " training."
 )
 
 
