@@ -53,10 +53,19 @@ def base():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["eva", "lora_ga", "trainable_tokens", "p_tuning"])
-def test_what_is_saved_is_what_was_trained(name, rows, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("eva", {}),
+        ("lora_ga", {}),
+        ("trainable_tokens", {}),
+        ("p_tuning", {}),
+        ("ln_tuning", {"dtype": "bfloat16", "load_in_4bit": True}),
+    ],
+)
+def test_what_is_saved_is_what_was_trained(name, overrides, rows, tmp_path):
     folder = tmp_path / "out"
-    recipe(name, rows).train(folder, progress=False)
+    recipe(name, rows, **overrides).train(folder, progress=False)
     verdict = certificate.certify(folder)
     assert verdict["status"] == "passed", verdict
     assert verdict["figures"]["adapter_effect"] > 0
@@ -188,7 +197,11 @@ def test_b_learns_at_a_multiple_of_as_rate_whatever_the_objective_and_the_optimi
     made = trainer.create_optimizer()
     assert type(made).__name__.lower() == {"adamw_torch_fused": "adamw"}.get(optimizer, optimizer)
     names = {id(tensor): name for name, tensor in trainer.model.named_parameters()}
-    rates = {group["lr"]: {names[id(one)].split(".")[-3] for one in group["params"]} for group in made.param_groups}
+    rates = {
+        group["lr"]: {names[id(one)].split(".")[-3] for one in group["params"]}
+        for group in made.param_groups
+        if group["params"]
+    }
     assert rates[1e-4] == {"lora_A"}
     assert next(held for rate, held in rates.items() if math.isclose(rate, 1.6e-3)) == {"lora_B"}
     trained = sum(tensor.requires_grad for tensor in trainer.model.parameters())

@@ -13,7 +13,7 @@ from hf_peft_recipes.spec import ResolvedRecipe
 
 __all__ = ["Material", "Method", "Step", "find_steps", "settings"]
 
-STEPS = ("adalora", "eva", "lora_ga", "corda", "loftq", "virtual_tokens", "trainable_tokens", "loraplus")
+STEPS = ("adalora", "eva", "lora_ga", "corda", "loftq", "ln_tuning", "virtual_tokens", "trainable_tokens", "loraplus")
 """Files of this folder; each has `serves(adapter)`, which says whether an adapter section needs it, and `make`."""
 
 

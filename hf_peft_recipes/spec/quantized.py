@@ -22,6 +22,8 @@ REFUSED: dict[tuple[str, object], tuple[int, ...]] = {
     ("peft_type", "PSOFT"): (4, 8),
     ("peft_type", "SUPERTUNING"): (4, 8),
     ("peft_type", "TINYLORA"): (4, 8),
+    # It runs, and no gradient arrives.
+    ("peft_type", "UNILORA"): (4, 8),
     # Starts that take the weight apart.
     ("init_lora_weights", "pissa"): (4, 8),
     ("init_lora_weights", "mica"): (4, 8),
