@@ -21,6 +21,7 @@ from hf_peft_recipes.measure.clock import StepClock
 from hf_peft_recipes.measure.memory import release_free_memory
 from hf_peft_recipes.measure.phases import Phases
 from hf_peft_recipes.methods import Material, Method
+from hf_peft_recipes.methods.projectors import trust_projectors
 from hf_peft_recipes.models import ParameterCount
 from hf_peft_recipes.objectives import Objective, find_objective
 from hf_peft_recipes.preflight import Examined, RunRequest
@@ -86,6 +87,7 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     callbacks = [TrainingProof(), clock, *request.callbacks]
     trainer = objective.build_trainer(model, tokenizer, data, arguments, callbacks)
     method.attach(trainer)
+    trust_projectors(str(recipe.value("training.optim")))
     clock.watch(trainer)
     if request.longest:
         _keep_longest(trainer, data, tokenized.renderer, int((recipe.section("evaluation") or {})["batch_size"]))
