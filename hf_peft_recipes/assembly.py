@@ -21,6 +21,7 @@ from hf_peft_recipes.measure.clock import StepClock
 from hf_peft_recipes.measure.memory import release_free_memory
 from hf_peft_recipes.measure.phases import Phases
 from hf_peft_recipes.methods import Material, Method
+from hf_peft_recipes.methods.projectors import trust_projectors
 from hf_peft_recipes.models import ParameterCount
 from hf_peft_recipes.objectives import find_objective
 from hf_peft_recipes.objectives.learning_signal import LearningSignal
@@ -107,6 +108,7 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     further = {"rewards": rewards} if facts.is_rewarded else {}
     trainer = objective.build_trainer(model, tokenized.renderer.tokenizer, data, arguments, callbacks, **further)
     method.attach(trainer)
+    trust_projectors(str(recipe.value("training.optim")))
     clock.watch(trainer)
     if request.longest:
         _keep_longest(trainer, data, tokenized.renderer, int(evaluation["batch_size"]))

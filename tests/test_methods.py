@@ -98,6 +98,13 @@ def test_adalora_cuts_to_its_budget_and_goes_on_where_it_stopped(rows, tmp_path)
     assert again.keys() == tensors.keys()
     assert all(torch.equal(again[name], tensors[name]) for name in tensors)
 
+    # An adapter that is gone on with keeps its ranks, those of none included.
+    recipe("adalora", rows, adapter=str(tmp_path / "whole")).train(tmp_path / "further", progress=False)
+    assert (
+        json.loads((tmp_path / "further" / "adapter_config.json").read_text())["rank_pattern"] == config["rank_pattern"]
+    )
+    assert certificate.certify(tmp_path / "further")["status"] == "passed"
+
 
 def test_the_penalty_of_adalora_is_the_one_that_peft_adds_to_its_own_loss(base):
     import copy
@@ -285,6 +292,19 @@ def test_an_optimizer_that_is_not_installed_is_told_with_its_command(extra, rows
     monkeypatch.setitem(OPTIMIZER_PACKAGES, extra, "no_such_package")
     with pytest.raises(UserError, match=rf"pip install 'hf-peft-recipes\[{extra}\]'"):
         recipe(extra, rows).train(tmp_path / "out", progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", OPTIMIZER_PACKAGES)
+def test_a_smaller_optimizer_goes_on_where_it_stopped(extra, rows, tmp_path):
+    pytest.importorskip(OPTIMIZER_PACKAGES[extra])
+    full = recipe(extra, rows, 2, save_strategy="steps", save_steps=0.5)
+    full.train(tmp_path / "whole", progress=False)
+    (tmp_path / "resumed").mkdir()
+    (tmp_path / "whole" / "checkpoint-1").rename(tmp_path / "resumed" / "checkpoint-1")
+    full.train(tmp_path / "resumed", resume=True, progress=False)
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_going_on_keeps_the_ratio_and_nothing_else(rows, tmp_path):

@@ -144,11 +144,20 @@ class Ranks(TrainerCallback):
 
     def cut(self) -> None:
         """Take out of the model what the allocator has cut, and name in its config what is left."""
+        from peft.tuners.adalora import AdaLoraLayer
+
         if self.pattern:
             self.tuner.resize_modules_by_rank_pattern(self.pattern, self.tuner.trainable_adapter_name)
             self._config.rank_pattern = self.pattern
             to_float32(self.tuner)
             _freeze_divisors(self.tuner)
+        elif self._config.rank_pattern:
+            # Cut in an earlier run. Who loads it cuts again, and what is cut has the base's precision.
+            for layer in (module for module in self.tuner.modules() if isinstance(module, AdaLoraLayer)):
+                dtype = layer.get_base_layer().weight.dtype
+                for matrices in (layer.lora_A, layer.lora_B, layer.lora_E):
+                    for matrix in matrices.values() if dtype.is_floating_point else ():
+                        matrix.data = matrix.data.to(dtype).float()
 
     def _resume(self, checkpoint: Path) -> None:
         """Take up what the allocator had seen, and what it had cut: zeros are nothing else."""
