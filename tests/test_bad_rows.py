@@ -79,7 +79,7 @@ USER, ANSWER = turns(U, A)
         ({"tokens": ["a"], "tags": []}, "'tags' is empty"),
         ({"tokens": ["a"], "tags": ["O", "O"]}, "1 tokens have 2 tags"),
         ({"tokens": ["a"], "tags": [3]}, "'tags' holds int, not text; give the tags by name"),
-        ({"tokens": ["a"], "tags": ["NN"]}, "the tag 'NN' of token 1 ('a') is neither O nor B-kind"),
+        ({"tokens": ["a", "b"], "tags": ["NN", "O"]}, "the tag 'NN' of token 1 ('a') is neither O nor B-kind"),
     ],
 )  # fmt: skip
 def test_bad_rows_say_why(row, message):

@@ -194,6 +194,8 @@ def _spaced(corpus: Corpus, numbers: Sequence[int], limit: int | None) -> list[E
 
     It is a row anywhere in its stretch, always the same: of labels that take turns, every nth would be one label only.
     """
+    if limit == 0:
+        return []
     if limit is not None and limit < len(numbers):
         draw, edges = random.Random(0), [index * len(numbers) // limit for index in range(limit + 1)]
         numbers = [numbers[draw.randrange(first, end)] for first, end in pairwise(edges)]
