@@ -39,7 +39,9 @@ class TrainableTokens(Step):
             return arguments
         tokenizer = material.tokenizer
         special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-        found = special.intersection(*[{token for ids, _ in islice(material.sequences(), ROWS) for token in ids}])
+        found = special.intersection(
+            *[{token for row in islice(material.sequences(), ROWS) for side in row for token in side}]
+        )
         if not found:
             raise UserError("no special token occurs in the training rows: name some tokens by --token_indices [7, 8]")
         return {**arguments, "token_indices": sorted(found)}

@@ -34,9 +34,18 @@ REFUSED = (
         "PEFT puts virtual tokens before a row, and no labels for them; prefix_tuning has none in the row",
     ),
     Refusal(
-        "peft_type", _SINGLE, ("dpo", "kto"),
-        "it compares with a copy of the adapter, and PEFT has no room for a second one of this type; orpo, cpo and "
-        "simpo need none",
+        "peft_type", _VIRTUAL, ("cpo", "orpo"),
+        "upstream's trainer takes logits and labels to be of one length, and virtual tokens come without labels; dpo, "
+        "and prefix_tuning, do without",
+    ),
+    Refusal(
+        "peft_type", ("TRAINABLE_TOKENS",), ("sequence_classification", "token_classification", "reward"),
+        "a classifier's head is trained and saved with the adapter, and PEFT has no room for it in one of this type",
+    ),
+    Refusal(
+        "peft_type", _SINGLE, ("dpo", "kto", "rloo"),
+        "it compares with a copy of the adapter, and PEFT has no room for a second one of this type; orpo, cpo, "
+        "simpo and grpo need none",
     ),
     Refusal(
         "init_lora_weights", ("lora_ga",), ("reward", "grpo", "rloo", "seq2seq_lm"),
