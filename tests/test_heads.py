@@ -153,14 +153,23 @@ def test_every_head_beats_its_base_and_loads_as_what_was_trained(name, options, 
     assert again["before"]["loss"] == pytest.approx(before["loss"], rel=1e-2)
 
 
+CERTIFIED = ("qlora+classify", "qlora+reward")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["qlora+classify", "full+tag", "qlora+reward", "lora+classify", "qlora+tag"])
 def test_encoders_train_and_load(name, bert, tmp_path):
     if "reward" in name:
         bert = MODEL_DIR
-    recipe = get_recipe(name, model=str(bert), max_steps=3, **{**SHORT, "evaluation.max_rows": 8})
-    result = recipe.train(tmp_path / "out", progress=False)
-    assert result.record["certificate"]["status"] == "passed", result.record["certificate"]
+    # In a process of its own where the base is quantised around a head; the others are like those above.
+    options = {**SHORT, "evaluation.max_rows": 8, "certify": "auto" if name in CERTIFIED else "off"}
+    result = get_recipe(name, model=str(bert), max_steps=3, **options).train(tmp_path / "out", progress=False)
+    if name in CERTIFIED:
+        assert result.record["certificate"]["status"] == "passed", result.record["certificate"]
+    else:
+        assert trained.evaluate(result.load(), result.record)["after"] == pytest.approx(
+            result.metrics["after"], rel=1e-3
+        )
     if name != "full+tag":
         written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
         assert written["modules_to_save"]

@@ -37,7 +37,7 @@ def test_every_train_command_resolves():
             if word not in (*own, *alone) and (at == 0 or flags[at - 1] not in own)
         ]
         if not name.endswith(".yaml"):
-            assert resolve_recipe(name, parse_flags(kept)).resolved.objective in ("sft", "dpo", "grpo")
+            assert resolve_recipe(name, parse_flags(kept)).resolved.objective in ("sft", "dpo", "grpo", "classify")
 
 
 def test_the_two_commands_are_those_of_develop():
