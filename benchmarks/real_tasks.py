@@ -35,20 +35,22 @@ class Run:
     words: str
     rate: float
     """Of learning: small models need larger ones than recipes are made for."""
+    times: int = 1
+    """How many times as many steps it is given: weights that begin at random need more."""
 
 
 RUNS = {
     "classify_decoder": Run("lora+classify --model {llama} --dataset {data}/rt-polarity", 2e-3),
-    "classify_encoder": Run("full+classify --model {bert} --dataset {data}/rt-polarity", 5e-4),
+    "classify_encoder": Run("full+classify --model {bert} --dataset {data}/rt-polarity", 1e-3, 4),
     "tag_decoder": Run("lora+tag --model {llama} --dataset {data}/ner", 3e-3),
-    "tag_encoder": Run("full+tag --model {bert} --dataset {data}/ner", 1e-3),
+    "tag_encoder": Run("full+tag --model {bert} --dataset {data}/ner", 2e-3, 4),
     "seq2seq": Run(
         "full+seq2seq --dataset {data}/wiki-split/test.tsv --data.columns.prompt 1 --data.columns.completion 2"
         " --max_length 384 --max_truncated 50%",
         2e-3,
     ),
-    "sft": Run("lora+sft --model {llama} --dataset {data}/gsm8k", 2e-3),
-    "grpo": Run("lora+grpo --model {llama} --dataset {data}/gsm8k --rewards numeric", 1e-4),
+    "sft": Run("lora+sft --model {llama} --dataset {data}/gsm8k --evaluation.task text", 2e-3),
+    "grpo": Run("lora+grpo --model {llama} --dataset {data}/gsm8k --rewards numeric --max_completion_length 64", 1e-4),
     "pretrain": Run("lora+pretrain --model {llama} --dataset {data}/tinyshakespeare.txt", 2e-3),
     "dpo": Run("lora+dpo --model {llama} --dataset {pairs}", 5e-4),
     "kto": Run("lora+kto --model {llama} --dataset {pairs}", 5e-4),
@@ -158,7 +160,7 @@ def main() -> None:
         for name in options.names or RUNS:
             if name in known and not options.again:
                 continue
-            line = run(name, places, options.steps, scratch) | told
+            line = run(name, places, options.steps * RUNS[name].times, scratch) | told
             metric = line.get("metric", "")
             figures = [f"{line[side].get(metric, float('nan')):.4g}" for side in ("before", "after") if side in line]
             print(f"{name}: {line['status']} {metric} {' to '.join(figures)}{line.get('detail', '')}", file=sys.stderr)

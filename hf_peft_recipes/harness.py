@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.spec import ResolvedRecipe
+from hf_peft_recipes.spec.objectives import objective_facts
 
 INSTALL = "pip install lm-eval"
 _OURS = ("model", "model_args", "tasks", "task_manager", "evaluation_tracker", "log_samples", "batch_size", "device")
@@ -47,6 +48,8 @@ def evaluate_tasks(
     """
     from hf_peft_recipes import trained
 
+    if objective_facts(recipe.objective).head != "causal_lm":
+        raise UserError(f"--tasks asks language models, and {recipe.objective} trains another kind")
     require_harness()
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM

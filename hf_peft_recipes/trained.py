@@ -163,7 +163,7 @@ def answer(
     if isinstance(trained.renderer, (Labeller, Tagger)):
         write(told := _told(trained, trained.renderer, messages, prompt))
         return told
-    if objective_facts(trained.recipe.objective).head == "reward":
+    if not objective_facts(trained.recipe.objective).writes:
         raise UserError("a reward model scores answers and writes none; its model card shows how to ask it")
     # As it was trained and scored: IA3 on a 4-bit base multiplies dtypes that only autocast brings together.
     enabled = bool(trained.recipe.value("training.bf16"))

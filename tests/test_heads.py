@@ -184,3 +184,14 @@ def test_a_merged_model_says_what_the_adapter_says(name, tmp_path):
     best = merged.record["variants"][merged.record["into"]]
     assert best["divergence"]["mean"] < 0.05
     assert (tmp_path / "merged" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_classifier_is_talked_to_and_asked_no_questions(command, tmp_path):
+    options = {**SHORT, "max_steps": 6, "certify": "off", "evaluation.max_rows": 40}
+    get_recipe("classify", **options).train(tmp_path / "out", progress=False)
+    told = command("chat", tmp_path / "out", "--prompt", "The soup was cold.")
+    assert told.stdout.split()[0] in ("negative", "positive") and "LOAD REPORT" not in told.stderr
+    (tmp_path / "policy.yaml").write_text("metric: accuracy\nrises_by: 1%\nregression: {falls_at_most: 2%}\n")
+    refused = command("evaluate", tmp_path / "out", "--gate", tmp_path / "policy.yaml")
+    assert refused.returncode == 2 and "classify writes nothing" in refused.stderr

@@ -32,11 +32,11 @@ def report(path: Path, name: str) -> Section | None:
     lines, provenance = found
     headings = ("command", "steps", "metric", "before", "after", "95 % interval", "certificate", "train s")
     table = Table(provenance, headings, [_row(line) for line in lines])
-    short = ("run", "metric", "before", "after", "95 % interval")
+    short = ("run", "steps", "metric", "before", "after", "95 % interval", "loss before", "loss after")
     block = Block(
         provenance,
-        f"Every objective on public data, {lines[0]['steps']} steps each, by `python -m benchmarks.real_tasks`.",
-        Table(provenance, short, [[line["name"].replace("_", " "), *_figures(line)] for line in done(lines)]),
+        "Every objective on public data, by `python -m benchmarks.real_tasks`.",
+        Table(provenance, short, [_short(line) for line in done(lines)]),
     )
     return Section("Every objective on public data", wrap(_TEXT), table, None, block)
 
@@ -46,6 +46,11 @@ def _row(line: Line) -> list[str]:
     if line["status"] != "done":
         return [*told, line["status"], line["detail"], *[NOTHING] * 4]
     return [*told, *_figures(line), line["certificate"], number(line["train_seconds"], 1)]
+
+
+def _short(line: Line) -> list[str]:
+    losses = [f"{line[side]['loss']:.3f}" if "loss" in line[side] else NOTHING for side in ("before", "after")]
+    return [line["name"].replace("_", " "), str(line["steps"]), *_figures(line), *losses]
 
 
 def _figures(line: Line) -> list[str]:

@@ -14,6 +14,7 @@ from hf_peft_recipes.gate.questions import Question, is_right, read_questions
 from hf_peft_recipes.gate.verdicts import KEEP, SHIP
 from hf_peft_recipes.metric_facts import LOWER_IS_BETTER
 from hf_peft_recipes.spec import ResolvedRecipe
+from hf_peft_recipes.spec.objectives import objective_facts
 from hf_peft_recipes.trained import TrainedModel
 
 
@@ -37,6 +38,11 @@ def decide(folder: Path, recipe: ResolvedRecipe, record: Mapping[str, Any], poli
     known = record["metrics"]["before"]
     _require_metric(policy, known if known else {policy.metric: 0.0})
     _require_rows(policy, "held-out rows", len(trained.read_held_out(recipe).held_out), "evaluation.max_rows")
+    if policy.regression and not objective_facts(recipe.objective).writes:
+        raise UserError(
+            f"the policy's regression set asks questions, and a model of {recipe.objective} writes nothing; "
+            "leave it out"
+        )
     if policy.regression:
         _require_rows(policy, "questions", len(questions), "regression.dataset")
     loaded = trained.load(folder, recipe, record)

@@ -19,6 +19,11 @@ class ObjectiveFacts:
     """What its models give out: the room of `heads/` of that name."""
 
     @property
+    def writes(self) -> bool:
+        """Whether its models write text."""
+        return self.head in ("causal_lm", "seq2seq_lm")
+
+    @property
     def packs(self) -> bool:
         """Whether rows can be packed, which the faster paths through a model and its plan are made for."""
         return self.shape in ("text", "plain")
