@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_peft_recipes import registry
 from hf_peft_recipes.api import RunResult, resolve_recipe
-from hf_peft_recipes.embedded import MODEL_DIR
+from hf_peft_recipes.embedded import EMBEDDED, MODEL_DIR
 from hf_peft_recipes.errors import ReceiptError, UserError
 from hf_peft_recipes.fresh_process import last_words, run_verb
 from hf_peft_recipes.measure.facts import commit_of
@@ -215,8 +215,7 @@ def require(verdict: Verdict) -> None:
 def _embedded(name: str) -> dict[str, Any]:
     """Return what makes a short run on the embedded model and data of a recipe that names its own, or its own batch."""
     resolved = resolve_recipe(name, []).resolved
-    named = [resolved.value("model.name_or_path"), resolved.value("data.dataset")]
-    if all(value is None for value in named):
+    if resolved.value("model.name_or_path") in EMBEDDED and resolved.value("data.dataset") is None:
         return {}
     return {
         "model": MODEL_DIR, "dataset": "null", "split": "train", "evaluation.split": "null",
