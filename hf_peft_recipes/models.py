@@ -227,8 +227,20 @@ def stop_ids(generation_config: Any, tokenizer: Any) -> list[int]:
 
 def context_length(config: Any) -> int | None:
     """Return how many positions a model of this config was made for, None when it does not say."""
-    length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(length) if length else None
+    text = config.get_text_config()
+    length = getattr(text, "max_position_embeddings", None)
+    if not length:
+        return None
+    # Their first position is the one behind the padding's: of 514 that RoBERTa has, 512 can be used.
+    unused = (text.pad_token_id or 0) + 1 if text.model_type in BEHIND_PADDING else 0
+    return int(length) - unused
+
+
+BEHIND_PADDING = (
+    "camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
+    "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+"""Architectures that number positions from `pad_token_id + 1` on (transformers: `create_position_ids_from_input_ids`)."""
 
 
 def _quantizing(quantization: Mapping[str, Any]) -> dict[str, Any]:

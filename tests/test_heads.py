@@ -11,6 +11,7 @@ from hf_peft_recipes.data.encoders import Labeller, Rewriter, RewrittenRow, Tagg
 from hf_peft_recipes.data.formats import detect_format
 from hf_peft_recipes.embedded import MODEL_DIR, REWRITER_DIR, demo
 from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.models import context_length
 
 SHORT = {**FAST, "evaluation.max_rows": 40, "certify": "auto"}
 REVIEWS = [{"text": f"The soup number {n} was {'fine' if n % 3 else 'cold'}.", "label": "good" if n % 3 else "bad"} for n in range(60)]  # fmt: skip
@@ -107,6 +108,14 @@ def test_source_and_target_are_both_ended_and_cut():
 
 def test_parts_of_speech_are_tags_too():
     assert example({"tokens": ["a", "soup"], "tags": ["DET", "NOUN"]}).reference == "DET NOUN"
+
+
+def test_positions_that_begin_behind_the_padding_are_fewer():
+    from transformers import BertConfig, RobertaConfig, XLMRobertaConfig
+
+    assert context_length(RobertaConfig(max_position_embeddings=514, pad_token_id=1)) == 512
+    assert context_length(XLMRobertaConfig(max_position_embeddings=66, pad_token_id=0)) == 65
+    assert context_length(BertConfig(max_position_embeddings=512)) == 512
 
 
 @pytest.mark.parametrize(
