@@ -52,10 +52,10 @@ RUNS = {
     "sft": Run("lora+sft --model {llama} --dataset {data}/gsm8k --evaluation.task text", 2e-3),
     "grpo": Run("lora+grpo --model {llama} --dataset {data}/gsm8k --rewards numeric --max_completion_length 64", 1e-4),
     "pretrain": Run("lora+pretrain --model {llama} --dataset {data}/tinyshakespeare.txt", 2e-3),
-    "dpo": Run("lora+dpo --model {llama} --dataset {pairs}", 5e-4),
-    "kto": Run("lora+kto --model {llama} --dataset {pairs}", 5e-4),
-    "orpo": Run("lora+orpo --model {llama} --dataset {pairs}", 1e-3),
-    "reward": Run("lora+reward --model {llama} --dataset {pairs}", 1e-3),
+    "dpo": Run("lora+dpo --model {llama} --dataset {pairs} --data.overlong drop --data.max_dropped 30%", 5e-4),
+    "kto": Run("lora+kto --model {llama} --dataset {pairs} --data.overlong drop --data.max_dropped 30%", 5e-4),
+    "orpo": Run("lora+orpo --model {llama} --dataset {pairs} --data.overlong drop --data.max_dropped 30%", 1e-3),
+    "reward": Run("lora+reward --model {llama} --dataset {pairs} --data.overlong drop --data.max_dropped 30%", 1e-3),
 }
 
 

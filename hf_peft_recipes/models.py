@@ -97,7 +97,7 @@ def load_base(
         given = {**(head or {}), **quantized, **keywords, **loaded}
         model, found = _from_pretrained(auto_class, location, "model", given)
         _check_drawn(model, found["missing_keys"], location)
-        return model, sorted({name.rpartition(".")[0] for name in found["missing_keys"]})
+        return model, sorted({_whole_head(model, name.rpartition(".")[0]) for name in found["missing_keys"]})
 
     model, drawn = load(())
     if head and quantization and drawn:
@@ -110,6 +110,12 @@ def load_base(
 
 CLASSIFIERS = ("score", "classifier", "pre_classifier", "classification_head")
 """What transformers calls the heads of classifiers, which are trained whole."""
+
+
+def _whole_head(model: Any, name: str) -> str:
+    """Return the head that a module is a part of, and the module itself where it is one of the base's own."""
+    first = name.partition(".")[0]
+    return name if first == model.base_model_prefix else first
 
 
 def _check_drawn(model: Any, names: Collection[str], location: str) -> None:
@@ -240,7 +246,7 @@ BEHIND_PADDING = (
     "camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
     "xlm-roberta", "xlm-roberta-xl", "xmod",
 )  # fmt: skip
-"""Architectures that number positions from `pad_token_id + 1` on (transformers: `create_position_ids_from_input_ids`)."""
+"""Architectures that number positions from `pad_token_id + 1` on (`create_position_ids_from_input_ids`)."""
 
 
 def _quantizing(quantization: Mapping[str, Any]) -> dict[str, Any]:

@@ -204,3 +204,24 @@ def test_a_classifier_is_talked_to_and_asked_no_questions(command, tmp_path):
     (tmp_path / "policy.yaml").write_text("metric: accuracy\nrises_by: 1%\nregression: {falls_at_most: 2%}\n")
     refused = command("evaluate", tmp_path / "out", "--gate", tmp_path / "policy.yaml")
     assert refused.returncode == 2 and "classify writes nothing" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_head_of_several_layers_is_trained_and_saved_as_one(bert, tmp_path):
+    from transformers import AutoTokenizer, RobertaConfig, RobertaForMaskedLM
+
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=130, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    RobertaForMaskedLM(config).save_pretrained(tmp_path / "roberta")
+    tokenizer.save_pretrained(tmp_path / "roberta")
+    options = {**SHORT, "max_steps": 4, "certify": "off", "evaluation.max_rows": 4}
+    result = get_recipe("lora+classify", model=str(tmp_path / "roberta"), **options).train(
+        tmp_path / "out", progress=False
+    )
+    written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    # PEFT names its own beside it.
+    assert set(written["modules_to_save"]) == {"classifier", "score"}
+    assert not result.record["proof"]["unproved"]
