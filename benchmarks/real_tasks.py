@@ -112,7 +112,7 @@ def run(name: str, places: dict[str, Path], steps: int, scratch: Path) -> dict[s
         scratch: where the run's folder goes.
     """
     words = [*shlex.split(RUNS[name].words.format(**places)), "--max_steps", steps, "--learning_rate", RUNS[name].rate]
-    words += ["--output_dir", scratch / name, "--evaluation.max_rows", 200, "--json"]
+    words += ["--output_dir", scratch / name, "--evaluation.max_rows", 200, "--eval_strategy", "no", "--json"]
     command = [sys.executable, "-m", "hf_peft_recipes", "train", *map(str, words)]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     told = {"name": name, "steps": steps, "command": RUNS[name].words, "rate": RUNS[name].rate}
