@@ -1,17 +1,23 @@
 """Models that do not write on: their rows, their labels, their scores; and they load as what was trained."""
 
+import contextlib
+import io
 import json
 
 import pytest
 import torch
+import yaml
 from conftest import FAST, write_jsonl
 
 from hf_peft_recipes import get_recipe, trained
+from hf_peft_recipes.card.head_snippets import TEXT, head_code
+from hf_peft_recipes.card.publication import Publication
 from hf_peft_recipes.data.encoders import Labeller, Rewriter, RewrittenRow, Tagger
 from hf_peft_recipes.data.formats import detect_format
 from hf_peft_recipes.embedded import MODEL_DIR, REWRITER_DIR, demo
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.models import context_length
+from hf_peft_recipes.spec.objectives import objective_facts
 
 SHORT = {**FAST, "evaluation.max_rows": 40, "certify": "auto"}
 REVIEWS = [{"text": f"The soup number {n} was {'fine' if n % 3 else 'cold'}.", "label": "good" if n % 3 else "bad"} for n in range(60)]  # fmt: skip
@@ -160,13 +166,33 @@ def test_every_head_beats_its_base_and_loads_as_what_was_trained(name, options, 
     again = trained.evaluate(result.load(), result.record)
     assert again["after"][metric] == pytest.approx(after[metric], abs=1e-6)
     assert again["before"]["loss"] == pytest.approx(before["loss"], rel=1e-2)
+    printed = told_by_the_card(name, result)
+    if name == "reward":
+        assert float(printed)
+    elif name == "tag":
+        assert "B-BLAME" in printed
+    else:
+        assert printed == "negative"
+
+
+def told_by_the_card(name, result):
+    """Return what the model card's code prints of a review, the run's folder and its base in place of repositories."""
+    base = str(REWRITER_DIR if name == "seq2seq" else MODEL_DIR)
+    publication = Publication(str(result.folder), base, None, None, False, "adapter", ())
+    recipe = yaml.safe_load((result.folder / "recipe.yaml").read_text(encoding="utf-8"))
+    review = "Review: The soup was cold and awful.\nIs this review positive or negative?"
+    code = head_code(objective_facts(name).head, result.record, recipe, publication)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code.replace(json.dumps(TEXT), json.dumps(review)), {})
+    return printed.getvalue().strip()
 
 
 CERTIFIED = ("qlora+classify", "qlora+reward")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qlora+classify", "full+tag", "qlora+reward", "lora+classify", "qlora+tag"])
+@pytest.mark.parametrize("name", ["qlora+classify", "full+tag", "qlora+reward"])
 def test_encoders_train_and_load(name, bert, tmp_path):
     if "reward" in name:
         bert = MODEL_DIR
@@ -185,7 +211,7 @@ def test_encoders_train_and_load(name, bert, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lora+classify", "qlora+reward", "lora+seq2seq"])
+@pytest.mark.parametrize("name", ["qlora+reward", "lora+seq2seq"])
 def test_a_merged_model_says_what_the_adapter_says(name, tmp_path):
     options = {**SHORT, "max_steps": 8, "learning_rate": 3e-3, "certify": "off", "evaluation.max_rows": 8}
     result = get_recipe(name, **options).train(tmp_path / "out", progress=False)

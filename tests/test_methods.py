@@ -267,7 +267,7 @@ def test_a_type_that_the_table_does_not_know_is_not_refused():
     [
         ("eva", {"data.streaming": True}, "looks at the training rows first"),
         ("adalora", {"target_r": 24}, r"target_r = 24 leaves nothing to take from adapter\.init_r = 24"),
-        ("adalora+dpo", {}, "orpo, cpo and simpo need none"),
+        ("adalora+dpo", {}, "orpo, cpo, simpo and grpo need none"),
         ("loftq", {"quantization": None}, "loftq makes up for a base in 4 bits"),
         ("loraplus", {"loraplus_lr_ratio": 0.5}, "1 or more"),
         ("ia3", {"loraplus_lr_ratio": 4}, "IA3 has no matrices A and B"),

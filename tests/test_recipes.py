@@ -42,7 +42,8 @@ def test_trains_two_steps(name, rows, tmp_path):
         "max_steps": 2,
         "gradient_accumulation_steps": 1,
     }
-    result = get_recipe(name, **data, **small, **FAST).train(tmp_path / "out", progress=False)
+    few = {**FAST, "evaluation.max_rows": 4, "data.validation_rows": 4}
+    result = get_recipe(name, **data, **small, **few).train(tmp_path / "out", progress=False)
     assert result.status == "done"
     assert len([point for point in result.record["loss_curve"] if "loss" in point]) == 2
 
