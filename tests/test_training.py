@@ -283,3 +283,10 @@ def test_the_demo_learns(method, command, tmp_path):
     assert record["metrics"]["split"] == "test"
     assert record["metrics"]["after"]["loss"] < record["metrics"]["before"]["loss"]
     assert "Warning" not in finished.stderr
+
+
+@pytest.mark.slow
+def test_raw_text_is_learned(tmp_path):
+    result = get_recipe("pretrain", max_steps=12, **FAST).train(tmp_path / "out", progress=False)
+    before, after = result.metrics["before"], result.metrics["after"]
+    assert after["perplexity"] < 0.8 * before["perplexity"], (before, after)
