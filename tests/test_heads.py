@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 
+import jsonschema
 import pytest
 import torch
 import yaml
@@ -17,6 +18,7 @@ from hf_peft_recipes.data.formats import detect_format
 from hf_peft_recipes.embedded import MODEL_DIR, REWRITER_DIR, demo
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.models import context_length
+from hf_peft_recipes.results import read_schema
 from hf_peft_recipes.spec.objectives import objective_facts
 
 SHORT = {**FAST, "evaluation.max_rows": 40, "certify": "auto"}
@@ -163,6 +165,7 @@ def test_every_head_beats_its_base_and_loads_as_what_was_trained(name, options, 
     before, after = result.record["metrics"]["before"], result.record["metrics"]["after"]
     assert after[metric] > max(before[metric], chance) + 0.2, (before, after)
     assert result.record["certificate"]["status"] == "passed", result.record["certificate"]
+    jsonschema.validate(result.record, read_schema())
     again = trained.evaluate(result.load(), result.record)
     assert again["after"][metric] == pytest.approx(after[metric], abs=1e-6)
     assert again["before"]["loss"] == pytest.approx(before["loss"], rel=1e-2)
