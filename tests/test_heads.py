@@ -195,7 +195,7 @@ CERTIFIED = ("qlora+classify", "qlora+reward")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qlora+classify", "full+tag", "qlora+reward"])
+@pytest.mark.parametrize("name", ["qlora+classify", "full+tag", "qlora+reward", "lora+classify", "qlora+tag"])
 def test_encoders_train_and_load(name, bert, tmp_path):
     if "reward" in name:
         bert = MODEL_DIR
@@ -214,7 +214,7 @@ def test_encoders_train_and_load(name, bert, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qlora+reward", "lora+seq2seq"])
+@pytest.mark.parametrize("name", ["lora+classify", "lora+tag", "qlora+reward", "lora+seq2seq"])
 def test_a_merged_model_says_what_the_adapter_says(name, tmp_path):
     options = {**SHORT, "max_steps": 8, "learning_rate": 3e-3, "certify": "off", "evaluation.max_rows": 8}
     result = get_recipe(name, **options).train(tmp_path / "out", progress=False)

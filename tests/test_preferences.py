@@ -94,9 +94,8 @@ def test_a_completion_may_have_several_turns_and_users_words_do_not_count():
     assert "two" in said and "four" in said and "three" not in said
 
 
-# SimPO is CPO's trainer with another loss.
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ("dpo", "orpo", "simpo", "kto"))
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_preference_objective_beats_its_base(objective, tmp_path):
     result = get_recipe(objective, max_steps=40, **{**FAST, "evaluation.max_rows": 100}).train(
         tmp_path / "out", progress=False

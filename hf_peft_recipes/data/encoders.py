@@ -3,13 +3,14 @@
 They stand where a `Renderer` stands for models that write on, and have what else is read of one.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hf_peft_recipes.data.checks import Check
 from hf_peft_recipes.data.formats import BadRowError, Example
-from hf_peft_recipes.data.rendering import IGNORED, Renderer
+from hf_peft_recipes.data.rendering import IGNORED, Renderer, TokenRow
 from hf_peft_recipes.errors import UserError
 
 
@@ -43,36 +44,16 @@ class LabelledRow:
 
 
 @dataclass(frozen=True)
-class TaggedRow:
-    """Token ids of a sentence, with the number of a tag, or -100, for each."""
+class TaggedRow(TokenRow):
+    """Token ids of a sentence, with the number of a tag, or -100, for each: one a word carries one."""
 
-    input_ids: list[int]
-    labels: list[int]
     closing: int = 0
-    stops = True
+    """How many special tokens stand at the end, which stay there when the row is cut."""
 
-    @property
-    def length(self) -> int:
-        """The number of its tokens."""
-        return len(self.input_ids)
-
-    @property
-    def supervised(self) -> int:
-        """The number of its tokens that carry a tag: one a word."""
-        return len(self.labels) - self.labels.count(IGNORED)
-
-    def cut(self, limit: int, splits: bool) -> "list[TaggedRow]":
+    def cut(self, limit: int, splits: bool) -> list[TokenRow]:
         """Return the first tokens, and the special ones that end a row."""
         ids, labels = (_cut(whole, limit, self.closing) for whole in (self.input_ids, self.labels))
-        return [TaggedRow(ids, labels, self.closing)]
-
-    def marked(self) -> list[tuple[int, bool]]:
-        """Return every token, and whether it carries loss."""
-        return [(token, tag != IGNORED) for token, tag in zip(self.input_ids, self.labels, strict=True)]
-
-    def columns(self) -> dict[str, Any]:
-        """Return the row as a table has it."""
-        return {"input_ids": self.input_ids, "labels": self.labels}
+        return [TaggedRow(ids, labels, closing=self.closing)]
 
 
 @dataclass(frozen=True)
@@ -110,7 +91,7 @@ class RewrittenRow:
         return {"input_ids": self.input_ids, "labels": self.labels}
 
 
-class Encoder:
+class Encoder(ABC):
     """What all of them share: the text of a row is that of its turns, as it is, between the tokenizer's own tokens."""
 
     has_template = False
@@ -140,13 +121,13 @@ class Encoder:
         """Return the token ids of a text, given as turns."""
         return [*self.tokenizer(_joined(messages)).input_ids]
 
+    @abstractmethod
     def rows(self, examples: Sequence[Example]) -> Sequence[Any]:
         """Return each example as a row, or why it is none; in order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unlabelled(self, texts: Sequence[str]) -> Sequence[Any]:
         """Return texts as rows of which the labels mean nothing."""
-        raise NotImplementedError
 
     def checks(self, examples: Sequence[Example]) -> list[Check]:
         """Return what holds of these examples, and what does not."""
@@ -191,7 +172,7 @@ class Tagger(Encoder):
     def unlabelled(self, texts: Sequence[str]) -> list[TaggedRow]:
         """Return the texts as rows of which every token has the first tag."""
         encodings = self._encoded(texts)
-        return [TaggedRow(list(one.ids), [0] * len(one.ids), _closing(one)) for one in encodings]
+        return [TaggedRow(list(one.ids), [0] * len(one.ids), closing=_closing(one)) for one in encodings]
 
     def positions(self, example: Example) -> list[int | None]:
         """Return, for each word, the token that carries its tag; None where the tokenizer drops the word."""
@@ -205,7 +186,7 @@ class Tagger(Encoder):
         for position, tag in zip(_last_tokens(example, encoding), example.tags, strict=True):
             if position is not None:
                 labels[position] = self._numbers[tag]
-        return TaggedRow(list(encoding.ids), labels, _closing(encoding))
+        return TaggedRow(list(encoding.ids), labels, closing=_closing(encoding))
 
 
 class Rewriter(Encoder):
