@@ -38,6 +38,14 @@ def test_pairs_train(name):
     assert train_pair(PAIRS[name])["status"] == "trained"
 
 
+@pytest.mark.slow
+@pytest.mark.matrix
+@pytest.mark.parametrize("name", sorted(PAIRS))
+def test_every_pair_trains_or_says_why_not(name):
+    line = train_pair(PAIRS[name])
+    assert line["status"] == ("refused" if PAIRS[name].refused else "trained"), line
+
+
 def test_the_command_line_says_why(command):
     shown = command("list", "--matrix")
     assert shown.returncode == 0
