@@ -1,0 +1,1 @@
+"""Who or what gives feedback, one file each."""
