@@ -8,6 +8,7 @@ import typer
 
 from hf_peft_recipes.cli.benching import bench_command
 from hf_peft_recipes.cli.certifying import certify_command
+from hf_peft_recipes.cli.feedback import feedback_app
 from hf_peft_recipes.cli.inspecting import inspect_command
 from hf_peft_recipes.cli.merging import merge_command
 from hf_peft_recipes.cli.planning import plan_command
@@ -49,6 +50,7 @@ app.command("certify", rich_help_panel=_WORK)(certify_command)
 app.command("push", rich_help_panel=_HUB)(push_command)
 app.command("pull", rich_help_panel=_HUB)(pull_command)
 app.command("publish-recipe", rich_help_panel=_HUB)(publish_recipe_command)
+app.add_typer(feedback_app, rich_help_panel=_WORK, no_args_is_help=True)
 
 
 def main() -> None:
