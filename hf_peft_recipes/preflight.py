@@ -17,7 +17,7 @@ from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE, read_result
 from hf_peft_recipes.scorers.rewards import read_rewards
 from hf_peft_recipes.spec import ResolvedRecipe
-from hf_peft_recipes.spec.objectives import OBJECTIVES, objective_facts
+from hf_peft_recipes.spec.objectives import OBJECTIVES
 
 _RUN_FILES = (RECIPE_FILE, RESULT_FILE, "adapter_config.json", "config.json", "trainer_state.json")
 _RUN_PATTERNS = (
@@ -117,7 +117,7 @@ def examine_data(recipe: ResolvedRecipe, request: RunRequest) -> Examples:
     bounded = request.dry_run or request.budget is not None
     if data["streaming"] and recipe.value("training.max_steps") in (None, -1) and not bounded:
         raise UserError("data.streaming needs --max_steps: the end of a stream is not known beforehand")
-    shape = objective_facts(recipe.objective).shape
+    shape = recipe.shape
     examples = read(data, evaluation, recipe.value("training.seed") or 0, request.dataset, shape)
     check_shape(shape, data["overlong"], data["loss_on"])
     for found in examples.format.split(" + "):

@@ -83,7 +83,7 @@ def make_renderer(recipe: ResolvedRecipe, request: RunRequest, examples: Example
         config, generation = models.load_configs(section)
     else:
         config, generation = request.model.config, getattr(request.model, "generation_config", None)
-    shape = objective_facts(recipe.objective).shape
+    shape = recipe.shape
     if shape in ENCODERS:
         labels = find_labels(examples, shape)
         stops = models.stop_ids(generation, tokenizer)

@@ -4,7 +4,6 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from accelerate.utils import gather_object
 from hf_peft_recipes import certificate, launching, models, results, saving
 from hf_peft_recipes.assembly import Prepared, prepare
 from hf_peft_recipes.data import Example
-from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.errors import RecipeError, UserError
 from hf_peft_recipes.evaluation import Metrics, compared, evaluation_section, find_task, score_rows, summarize
 from hf_peft_recipes.hub.bases import section_fingerprint
@@ -22,13 +20,13 @@ from hf_peft_recipes.hub.checkpoints import CheckpointPublisher
 from hf_peft_recipes.hub.publishing import push, reserve
 from hf_peft_recipes.hub.request import PushRequest
 from hf_peft_recipes.measure.clock import StepClock
-from hf_peft_recipes.measure.facts import host_facts, installed_versions
 from hf_peft_recipes.preflight import Examined, RunRequest, clear_run, last_checkpoint
 from hf_peft_recipes.proof import TrainingProof
+from hf_peft_recipes.provenance import begin_record, data_record
 from hf_peft_recipes.report.plot import plot_losses
 from hf_peft_recipes.spec import ResolvedRecipe, recipe_file
 from hf_peft_recipes.spec.objectives import objective_facts
-from hf_peft_recipes.spec.serialize import absolute, with_absolute_paths
+from hf_peft_recipes.spec.serialize import with_absolute_paths
 from hf_peft_recipes.stopping import BestCheckpoint, BudgetEnd
 
 
@@ -197,62 +195,21 @@ def _dry_run(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) ->
 
 
 def _record(recipe: ResolvedRecipe, request: RunRequest, examined: Examined, prepared: Prepared) -> dict[str, Any]:
-    examples, device = examined.examples, detect_device()
-    return {
-        "schema_version": results.SCHEMA_VERSION,
-        "status": "running",
-        "exit_code": None,
-        "recipe": recipe.name,
-        "recipe_sources": [str(absolute(source)) for source in recipe.sources],
-        "objective": recipe.objective,
+    record = begin_record(recipe, request, examined, prepared.world.size)
+    arguments = prepared.trainer.args
+    record |= {
         "speed": prepared.speed,
-        "command": request.command,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "output_dir": str(examined.output_dir),
-        "base_model": _base_model(recipe, request),
-        "versions": installed_versions(),
-        "hardware": {"device": dataclasses.asdict(device), **host_facts(), "processes": prepared.world.size},
-        "seeds": {"training": prepared.trainer.args.seed, "data": prepared.trainer.args.data_seed},
-        "data": {
-            "dataset": examples.name,
-            "hub_ids": _hub_ids(recipe),
-            "format": examples.format,
-            "fingerprint": examples.fingerprint,
-            "columns": dict(examples.columns),
-            "labels": list(prepared.renderer.labels),
-            "chat_template": prepared.renderer.has_template,
-            "separator": prepared.renderer.separator,
-            "mended": {"as_served": prepared.renderer.as_served, "closes": prepared.renderer.closes},
-            "checks": [dataclasses.asdict(check) for check in prepared.checks],
-            "rows": {
-                "train": examples.train_rows, "validation": len(examples.validation), "held_out": len(examples.held_out)
-            },
-            "ledger": prepared.data.ledger(),
-        },
+        "seeds": {"training": arguments.seed, "data": arguments.data_seed},
+        "data": data_record(recipe, examined, prepared.renderer, prepared.checks, prepared.data.ledger()),
         "parameters": dataclasses.asdict(prepared.parameters),
-        "measured": {"peak_memory_bytes": None, "tokens_per_second": None, "step_seconds": None},
-        "metrics": {"before": {}, "after": {}},
-        "loss_curve": [],
-        **({"rewards": {"weights": weights}} if (weights := _weights(prepared)) else {}),
-    }  # fmt: skip
+    }
+    if weights := _weights(prepared):
+        record["rewards"] = {"weights": weights}
+    return record
 
 
 def _weights(prepared: Prepared) -> dict[str, float]:
     return {reward.name: reward.weight for reward in prepared.rewards}
-
-
-def _base_model(recipe: ResolvedRecipe, request: RunRequest) -> str:
-    """Return the Hub id of the base, or the full path of its folder."""
-    if request.model is not None:
-        return str(getattr(request.model.config, "_name_or_path", "") or "an object of the caller's")
-    return str(absolute(models.base_location(recipe.section("model"))))
-
-
-def _hub_ids(recipe: ResolvedRecipe) -> list[str]:
-    """Return the ids of those data sets that come from the Hub."""
-    named = recipe.value("data.dataset")
-    names = named if isinstance(named, list) else [named]
-    return [str(name).partition("@")[0] for name in names if name is not None and not Path(str(name)).exists()]
 
 
 def _callback(trainer: Any, kind: type[Any]) -> Any:

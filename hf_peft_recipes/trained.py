@@ -111,8 +111,7 @@ def read_held_out(recipe: ResolvedRecipe) -> Examples:
         UserError: the data cannot be read any more, or hold nothing out.
     """
     section = recipe.section("evaluation") or {}
-    shape = objective_facts(recipe.objective).shape
-    examples = read(recipe.section("data") or {}, section, recipe.value("training.seed") or 0, shape=shape)
+    examples = read(recipe.section("data") or {}, section, recipe.value("training.seed") or 0, shape=recipe.shape)
     if not examples.held_out:
         raise UserError("there are no held-out rows to evaluate on (evaluation.max_rows, data.validation_size)")
     return examples

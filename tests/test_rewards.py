@@ -187,7 +187,7 @@ def test_rewards_belong_to_objectives_that_learn_from_them():
 
 def test_no_recipe_lets_code_run(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("extends: grpo\nsummary: Mine.\nrewards: {functions: [unit_tests], allow_code_execution: true}\n")
+    path.write_text("extends: grpo\nsummary: Mine.\nrewards: {functions: [unit_tests]}\nallow_code_execution: true\n")
     with pytest.raises(UserError, match="allow_code_execution is a decision of who runs the recipe"):
         get_recipe(str(path))
     allowed = get_recipe("grpo", rewards=["unit_tests"], allow_code_execution=True)

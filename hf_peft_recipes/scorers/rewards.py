@@ -150,7 +150,7 @@ def read_rewards(recipe: ResolvedRecipe, callables: dict[str, Callable[..., Any]
     words = [str(word["scorer"] if isinstance(word, dict) and "scorer" in word else word) for word in named]
     if entry.origin.startswith("hub:") and any(":" in word for word in words):
         raise UserError(f"rewards (from {entry.origin}) name code of this machine: who runs it does, by --rewards")
-    allowed = bool(recipe.value("rewards.allow_code_execution"))
+    allowed = bool(recipe.value("allow_code_execution"))
     scorers = read_scorers(named, entry.origin, callables or {}, allowed)
     weights = [1.0] * len(scorers) if weights is None else weights if isinstance(weights, list) else [weights]
     if len(weights) != len(scorers) or not all(isinstance(weight, (int, float)) for weight in weights):

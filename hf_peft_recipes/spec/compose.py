@@ -194,7 +194,7 @@ def _merge(name: str, parts: list[Part], exact: bool) -> Composition:
             if value == {}:
                 continue
             if path in USERS_DECISIONS:
-                raise UserError(f"{part.origin}: {path[1]} is a decision of who runs the recipe: pass the flag")
+                raise UserError(f"{part.origin}: {path[-1]} is a decision of who runs the recipe: pass the flag")
             entries.put(path, Entry(value, part.origin, part.comments.get(path, ""), scalable, layer))
         for dotted, chosen in {} if exact else part.raw.get("chosen_for_device", {}).items():
             path = tuple(dotted.split("."))

@@ -9,10 +9,10 @@ Path = tuple[str, ...]
 SECTIONS = ("model", "quantization", "adapter", "training", "data", "evaluation", "rewards", "feedback")
 """The mappings of a recipe."""
 
-SCALARS = ("objective", "speed", "certify")
+SCALARS = ("objective", "speed", "certify", "allow_code_execution")
 """The keys of a recipe that are no section."""
 
-USERS_DECISIONS = (("model", "trust_remote_code"), ("rewards", "allow_code_execution"))
+USERS_DECISIONS: tuple[Path, ...] = (("model", "trust_remote_code"), ("allow_code_execution",))
 """What lets code run that is not ours: flags only, which no recipe may set, nor the recipe of a run keep."""
 
 GIVEN = 1_000_000

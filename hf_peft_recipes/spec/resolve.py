@@ -57,6 +57,16 @@ class ResolvedRecipe:
         """The objective's name."""
         return str(self.entries.value("objective"))
 
+    @property
+    def is_in_rounds(self) -> bool:
+        """Whether the model answers its data itself, and learns from what is said of that."""
+        return bool(self.value("feedback.rounds"))
+
+    @property
+    def shape(self) -> str:
+        """The shape of its data's rows: its objective's, or prompts where the model answers them itself."""
+        return "prompts" if self.is_in_rounds else objective_facts(self.objective).shape
+
     def section(self, name: str) -> dict[str, Any] | None:
         """Return one section as nested keyword arguments, None when the recipe has none or sets it to null."""
         return self.entries.section(name)

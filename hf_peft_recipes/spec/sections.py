@@ -1,6 +1,7 @@
 """Which keys each section takes: the house's own, and the few upstream ones that the house sets itself."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.redaction import redact
@@ -41,9 +42,35 @@ HOUSE_FIELDS: dict[str, dict[str, Field]] = {
     },
     "rewards": {
         "functions": Field("list"),  # scorers by name, {scorer: regex, pattern: …}, module:function; see reward_weights
-        "allow_code_execution": Field("bool"),  # of the code that the model writes, for unit_tests; from a flag only
     },
-    "feedback": {},
+    "feedback": {
+        "rounds": Field("int"),  # null: the recipe learns from its data alone
+        "prompts": Field("int"),  # rows that each round draws; null for all
+        "samples": Field("int"),  # answers to each of them
+        "sampling": Field("dict"),  # how they are drawn: fields of GenerationConfig
+        "generated_tokens": Field("int"),  # of a round at the most, refinements counted in; null for no limit
+        "engine": Field("str"),  # what draws them, see generation.ENGINES
+        "engine_options": Field("dict"),
+        "source": Field("str"),  # who gives feedback, see feedback.sources; module:function
+        "options": Field("dict"),  # of the source
+        "accept": Field("float"),  # the least score of an answer to learn from
+        "refine": Field("str"),  # feedback | hint | null: what a new try at a wrong answer is given
+        "refine_template": Field("str"),  # how that is asked for, with {prompt}, {completion}, {feedback}, {reference}
+        "refinements": Field("int"),  # new tries at each wrong answer
+        "refine_steps": Field("int"),  # tries at what is still wrong
+        "select": Field("str"),  # source | likelihood: what says that a refinement is good
+        "answers": Field("int"),  # to learn from, a row; pairs a row of preferences
+        "likeliest": Field("float"),  # share of the answers to learn from, those least likely for the model left out
+        "start": Field("str"),  # last | base: what each round trains on from
+        "replay": Field("float"),  # share of the earlier rounds' rows that are learned from again
+        "metric": Field("str"),  # of the held-out rows, by which a round is kept; null for the task's own
+        "falls_at_most": Field("float"),  # by so much it may be worse than the best round before
+        "regression": Field("str"),  # bundled, or a file of questions of which no more may be answered wrong; null
+        "regression_falls_at_most": Field("float"),  # share of them
+        "on_error": Field("str"),  # error | drop: what becomes of an answer that the source failed on
+        "max_failed": Field("float"),  # share of the answers; more stops the run
+        "compare": Field("bool"),  # spend the same on rejection sampling and on plain fine-tuning too
+    },
 }
 
 _ADAPTER_FIELDS = {
@@ -52,9 +79,14 @@ _ADAPTER_FIELDS = {
     "loraplus_lr_ratio": Field("float"),  # LoRA+: how many times A's rate B learns at; PEFT has it beside its configs
 }
 
-CHOICES: dict[Path, tuple[str, ...]] = {
+CHOICES: dict[Path, tuple[Any, ...]] = {
     ("speed",): ("auto", "off"),
     ("certify",): ("auto", "off"),
+    ("allow_code_execution",): (True, False),
+    ("feedback", "refine"): ("feedback", "hint", None),
+    ("feedback", "select"): ("source", "likelihood"),
+    ("feedback", "start"): ("last", "base"),
+    ("feedback", "on_error"): ("error", "drop"),
     ("data", "loss_on"): ("auto", "assistant", "last_turn", "completion", "all"),
     ("data", "overlong"): ("split", "truncate", "drop", "error"),
     ("data", "on_bad_row"): ("error", "drop"),
@@ -131,6 +163,7 @@ FLAG_ALIASES: dict[str, Path] = {
     "certify": ("certify",),
     "fix": ("data", "fix"),
     "rewards": ("rewards", "functions"),
+    "allow_code_execution": ("allow_code_execution",),
 }
 """Words of the command line that are no field's own name."""
 
@@ -202,9 +235,10 @@ def check_value(path: Path, value: object, origin: str, fields: Mapping[str, Map
     if isinstance(value, str) and redact(value) != value:
         raise UserError(f"{'.'.join(path)} (from {origin}) holds a secret, which would be written down: {_TOKEN}")
     if path in CHOICES and value not in CHOICES[path]:
-        hint = did_you_mean(str(value), CHOICES[path])
+        choices = [_word(choice) for choice in CHOICES[path]]
         raise UserError(
-            f"{'.'.join(path)} = {value!r} (from {origin}): one of {', '.join(CHOICES[path])} is wanted{hint}"
+            f"{'.'.join(path)} = {value!r} (from {origin}): one of {', '.join(choices)} is wanted"
+            f"{did_you_mean(str(value), choices)}"
         )
     if len(path) != 2:
         return
@@ -216,3 +250,7 @@ def check_value(path: Path, value: object, origin: str, fields: Mapping[str, Map
     wanted, types = kinds[plain]
     if not isinstance(value, types) or (plain != "bool" and isinstance(value, bool)):
         raise UserError(f"{'.'.join(path)} = {value!r} (from {origin}): {wanted} is wanted")
+
+
+def _word(value: object) -> str:
+    return {"True": "true", "False": "false", "None": "null"}.get(str(value), str(value))

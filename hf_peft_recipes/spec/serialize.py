@@ -35,14 +35,15 @@ def recipe_file(recipe: ResolvedRecipe) -> str:
     Those are chosen again when the file is run elsewhere, from the rules that the file carries along.
     """
     mapping: dict[str, Any] = {"summary": recipe.summary}
-    mapping |= {key: value for key in SCALARS if (value := recipe.value(key)) is not None}
+    scalars = [key for key in SCALARS if (key,) not in USERS_DECISIONS]
+    mapping |= {key: value for key in scalars if (value := recipe.value(key)) is not None}
     for section in SECTIONS:
         if recipe.entries.has_section(section):
             mapping[section] = recipe.section(section)
     # Who runs the recipe decides on foreign code, every time anew.
-    for section, key in USERS_DECISIONS:
-        if mapping.get(section):
-            mapping[section].pop(key, None)
+    for path in USERS_DECISIONS:
+        if len(path) > 1 and mapping.get(path[0]):
+            mapping[path[0]].pop(path[1], None)
     if recipe.before_rules:
         mapping["chosen_for_device"] = {
             ".".join(path): {
