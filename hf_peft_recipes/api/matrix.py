@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hf_peft_recipes import registry
-from hf_peft_recipes.api.recipes import lookup, resolve_recipe
+from hf_peft_recipes.api.shelf import lookup, resolve_recipe
 from hf_peft_recipes.device import Device
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.spec import kind_of

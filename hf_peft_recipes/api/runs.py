@@ -94,7 +94,7 @@ class RunResult:
 
     def recipe(self, overrides: "Sequence[Override]" = ()) -> "Recipe":
         """Return the recipe of the run, exactly as it ran but for the overrides."""
-        from hf_peft_recipes.api.recipes import resolve_recipe
+        from hf_peft_recipes.api.shelf import resolve_recipe
         from hf_peft_recipes.results import RECIPE_FILE
 
         return resolve_recipe(str(self.folder / RECIPE_FILE), overrides, exact=True)

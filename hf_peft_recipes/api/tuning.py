@@ -42,7 +42,7 @@ class SweepResult:
         Raises:
             UserError: no trial came through.
         """
-        from hf_peft_recipes.api.recipes import resolve_recipe
+        from hf_peft_recipes.api.shelf import resolve_recipe
         from hf_peft_recipes.sweep.trials import BEST_FILE
 
         if self.best is None:

@@ -9,7 +9,7 @@ import typer
 from hf_peft_recipes import registry
 from hf_peft_recipes.api import capability_table, resolve_recipe
 from hf_peft_recipes.api.matrix import Pair
-from hf_peft_recipes.api.recipes import lookup
+from hf_peft_recipes.api.shelf import lookup
 from hf_peft_recipes.cli.flags import parse_flags
 from hf_peft_recipes.cli.printing import print_json, print_rich
 from hf_peft_recipes.errors import UserError
