@@ -148,8 +148,13 @@ class TransformersPolicy:
                 ids = torch.tensor([[tok.pad_token_id] * (w - len(rows[i])) + list(rows[i]) for i in batch])
                 mask = torch.tensor([[0] * (w - len(rows[i])) + [1] * len(rows[i]) for i in batch])
                 cfg = GenerationConfig(
-                    do_sample=t > 0, **({"temperature": t} if t > 0 else {}), num_return_sequences=samples if t > 0 else 1,
-                    eos_token_id=self.stop_ids, pad_token_id=tok.pad_token_id, **sampling)
+                    do_sample=t > 0,
+                    **({"temperature": t} if t > 0 else {}),
+                    num_return_sequences=samples if t > 0 else 1,
+                    eos_token_id=self.stop_ids,
+                    pad_token_id=tok.pad_token_id,
+                    **sampling,
+                )
                 got = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=cfg)
                 n = samples if t > 0 else 1
                 for k, i in enumerate(batch):
@@ -168,7 +173,14 @@ class TransformersPolicy:
                 p = list(self.renderer.serve(turns))
                 a = list(tok(text, add_special_tokens=False).input_ids) or [tok.eos_token_id]
                 ids = torch.tensor([p + a])
-                found.append(fn(torch.log_softmax(self.model(input_ids=ids, use_cache=False).logits[0, len(p) - 1 : -1].float(), -1), torch.tensor(a)))
+                found.append(
+                    fn(
+                        torch.log_softmax(
+                            self.model(input_ids=ids, use_cache=False).logits[0, len(p) - 1 : -1].float(), -1
+                        ),
+                        torch.tensor(a),
+                    )
+                )
         return found
 
     def log_likelihoods(self, pairs):
@@ -177,8 +189,10 @@ class TransformersPolicy:
     def kl(self, pairs, on_base):
         keep = lambda lp, a: lp
         mine = self._ll(pairs, keep)
+
         def work(base):
             return TransformersPolicy(base, self.renderer, self.stop_ids)._ll(pairs, keep)
+
         base = on_base(work)
         tot = sum(float((m.exp() * (m - b)).sum()) for m, b in zip(mine, base))
         return tot / sum(len(m) for m in mine)

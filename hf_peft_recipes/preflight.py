@@ -23,7 +23,8 @@ _RUN_FILES = (RECIPE_FILE, RESULT_FILE, "adapter_config.json", "config.json", "t
 _RUN_PATTERNS = (
     *_RUN_FILES, "adapter_model.safetensors", "certificate.json", "base_fingerprint.json", "model*.safetensors",
     "model.safetensors.index.json", "generation_config.json", "loss.png", "tokenizer*", "special_tokens_map.json",
-    "chat_template.jinja", "added_tokens.json", "vocab.json", "merges.txt", "training_args.bin", "checkpoint-*",
+    "rounds.png", "chat_template.jinja", "added_tokens.json", "vocab.json", "merges.txt", "training_args.bin",
+    "checkpoint-*",
 )  # fmt: skip
 
 _PROMPT_ONLY = "prompt_only"

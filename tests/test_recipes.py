@@ -19,6 +19,8 @@ from hf_peft_recipes.spec.entries import leaves
 from hf_peft_recipes.spec.objectives import objective_facts
 
 NAMES = list_recipes()
+IN_ROUNDS = [name for name in NAMES if get_recipe(name).resolved.is_in_rounds]
+"""These go through a round in test_rounds.py."""
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -29,7 +31,7 @@ def test_resolves_on_every_device(name):
         assert recipe.decide(False, device).objective == recipe.resolved.objective
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in IN_ROUNDS])
 def test_trains_two_steps(name, rows, tmp_path):
     # Pairs and judged answers are those of the embedded demo.
     data = {"dataset": rows if get_recipe(name).resolved.objective == "sft" else None}

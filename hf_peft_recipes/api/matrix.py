@@ -33,6 +33,8 @@ def capability_table(device: Device | str | None = None) -> list[Pair]:
     shipped = [name for name in registry.list_names() if registry.find(name).path is not None]
     kinds = {name: kind_of(name, lookup) for name in shipped}
     methods, objectives = ([name for name in shipped if kinds[name] == kind] for kind in ("method", "objective"))
+    # Those in rounds train by one of the others, once a round.
+    objectives = [name for name in objectives if not resolve_recipe(name, [], device).resolved.is_in_rounds]
     return [
         Pair(method, objective, _refused(method, objective, device)) for method in methods for objective in objectives
     ]

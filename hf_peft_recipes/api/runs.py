@@ -79,7 +79,7 @@ class RunResult:
 
     @property
     def status(self) -> str:
-        """`done`, `failed` or `dry_run`."""
+        """`done`, `failed`, `waiting` for people, or `dry_run`."""
         return str(self.record["status"])
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-from hf_peft_recipes.card import facts, limits, scores
+from hf_peft_recipes.card import facts, limits, rounds, scores
 from hf_peft_recipes.card.guard import check_public
 from hf_peft_recipes.card.metadata import card_data
 from hf_peft_recipes.card.publication import Publication
@@ -31,7 +31,7 @@ def make_card(record: Mapping[str, Any], recipe_yaml: str, publication: Publicat
     """
     recipe, _ = strict_yaml.load(recipe_yaml, "recipe.yaml")
     metrics = record["metrics"] if record["metrics"]["after"] else {}
-    certificate, merge = record.get("certificate"), record.get("merge")
+    certificate, merge, feedback = record.get("certificate"), record.get("merge"), record.get("feedback")
     local = facts.has_local_data(record, publication)
     card = ModelCard.from_template(
         card_data(record, recipe, publication),
@@ -47,6 +47,10 @@ def make_card(record: Mapping[str, Any], recipe_yaml: str, publication: Publicat
         verdict=scores.verdict(metrics) if metrics else "",
         certainty=scores.certainty(metrics) if metrics else "",
         curve=scores.curve(record),
+        feedback_sentence=rounds.sentence(feedback) if feedback else "",
+        feedback_headings=list(rounds.HEADINGS),
+        feedback_rows=rounds.rows(feedback) if feedback else [],
+        comparison_rows=rounds.comparison_rows(feedback) if feedback else [],
         merge=merge,
         merge_rows=facts.figure_rows(merge["figures"]) if merge else [],
         gated=publication.gated,

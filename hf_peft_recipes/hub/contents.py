@@ -29,7 +29,16 @@ _TOKENIZER_FILES = (
     "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
 _MERGE_FILE = "merge.json"
-_OWN_FILES = (RECIPE_FILE, RESULT_FILE, "loss.png", _MERGE_FILE, STATEMENT_FILE, FINGERPRINT_FILE, CARD_FILE)
+_OWN_FILES = (
+    RECIPE_FILE,
+    RESULT_FILE,
+    "loss.png",
+    "rounds.png",
+    _MERGE_FILE,
+    STATEMENT_FILE,
+    FINGERPRINT_FILE,
+    CARD_FILE,
+)
 _NAMES = frozenset((*ADAPTER_FILES, *_MODEL_FILES, *_TOKENIZER_FILES, *_OWN_FILES))
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _WHOLE_PATH = re.compile(r"(?:/|~/|\.{1,2}/)[\w.@+=/-]+")
@@ -69,7 +78,7 @@ def stage(folder: Path, target: Path, record: Mapping[str, Any], base: Base, rep
     Raises:
         UserError: the folder holds nothing that could be published.
     """
-    for name in (*model_files(folder), "loss.png", STATEMENT_FILE):
+    for name in (*model_files(folder), "loss.png", "rounds.png", STATEMENT_FILE):
         source = folder / name
         if source.is_file():
             _link(source, target / name)

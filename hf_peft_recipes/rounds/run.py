@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes import results
-from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.errors import UserError, WaitingError
 from hf_peft_recipes.feedback.asking import Source
 from hf_peft_recipes.hub.request import PushRequest
 from hf_peft_recipes.hub.runs import publish_run, reserve_place
@@ -80,7 +80,8 @@ def run(
             record |= {"status": "done", "exit_code": 0}
         except BaseException as error:
             code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
-            record |= {"status": "failed", "exit_code": code, "error": f"{type(error).__name__}: {error}"}
+            status = "waiting" if isinstance(error, WaitingError) else "failed"
+            record |= {"status": status, "exit_code": code, "error": f"{type(error).__name__}: {error}"}
             raise
         finally:
             record["measured"]["total_seconds"] = time.perf_counter() - began

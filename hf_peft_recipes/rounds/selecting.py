@@ -7,7 +7,8 @@ from typing import Any
 
 from hf_peft_recipes.data import Example
 from hf_peft_recipes.feedback.asking import Feedback
-from hf_peft_recipes.feedback.conversion import Converted, same_text, to_dpo, to_kto, to_sft
+from hf_peft_recipes.feedback.conversion import Converted, to_dpo, to_kto, to_sft
+from hf_peft_recipes.feedback.conversion.answers import same_text
 from hf_peft_recipes.feedback.record import FeedbackRecord, Origin
 from hf_peft_recipes.feedback.samples import Sample
 from hf_peft_recipes.results import write_text

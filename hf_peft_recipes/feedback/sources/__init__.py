@@ -12,7 +12,10 @@ class _S:
     def judge(self, asked, policy):
         for a in asked:
             s = SCORERS[self.name](a.completion, a.reference)
-            yield a, Feedback(score=s, text="It is right." if s else f"It says {a.completion!r}; {a.reference} is right.")
+            yield (
+                a,
+                Feedback(score=s, text="It is right." if s else f"It says {a.completion!r}; {a.reference} is right."),
+            )
 
 
 def open_source(name, options, origin, callables=None, allow=False):
