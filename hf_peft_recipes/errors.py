@@ -7,12 +7,13 @@ EXIT_CODES = {
     0: "done",
     1: "a fault of this software or of a library below it",
     2: "a mistake in what was asked: nothing was loaded or written",
-    3: "the run stopped itself: what should train did not train, what should be frozen moved, or a reward failed",
+    3: "the run stopped itself: it did not train, made nothing better, or a reward or a source of feedback failed",
     4: "the run stopped itself: the processes that came up are not the ones that were asked for",
     5: "the Hub was not reached or refused; what is on this machine is whole, and the last line says how to go on",
     6: "what was written does not load as what was trained",
     7: "a recipe does not do on this machine what its receipt says",
     8: "the gate says: do not ship",
+    9: "the run waits for people's feedback; the last line says how it is given, and how the run goes on",
     130: "interrupted from the keyboard",
 }
 
@@ -43,6 +44,18 @@ class RewardError(RecipeError):
     """A reward function raised, or returned something else than a finite number an answer."""
 
     exit_code = 3
+
+
+class SourceError(RecipeError):
+    """A source of feedback raised, hung, or answered nonsense, more often than the recipe bears."""
+
+    exit_code = 3
+
+
+class WaitingError(RecipeError):
+    """The run waits for people; the last line says how they are asked, and how the run goes on."""
+
+    exit_code = 9
 
 
 class LaunchError(RecipeError):

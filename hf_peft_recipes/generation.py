@@ -123,3 +123,62 @@ def _beside(row: Sequence[int], fill: list[int], right: bool) -> list[int]:
 def _until_stop(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
     stops = [at for at, number in enumerate(ids) if number in stop_ids]
     return list(ids[: stops[0]] if stops else ids)
+
+
+# SHIM ------------------------------------------------------------
+class TransformersPolicy:
+    def __init__(self, model, renderer, stop_ids):
+        self.model, self.renderer, self.stop_ids = model, renderer, list(stop_ids)
+
+    def answer(self, conversations, samples, sampling, seed):
+        from transformers import GenerationConfig
+
+        tok = self.renderer.tokenizer
+        sampling = dict(sampling)
+        t = sampling.pop("temperature", 1.0)
+        torch.manual_seed(seed)
+        out = []
+        rows = [self.renderer.serve(c) for c in conversations]
+        res = [[] for _ in rows]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        with inference(self.model):
+            for s in range(0, len(order), 32):
+                batch = order[s : s + 32]
+                w = max(len(rows[i]) for i in batch)
+                ids = torch.tensor([[tok.pad_token_id] * (w - len(rows[i])) + list(rows[i]) for i in batch])
+                mask = torch.tensor([[0] * (w - len(rows[i])) + [1] * len(rows[i]) for i in batch])
+                cfg = GenerationConfig(
+                    do_sample=t > 0, **({"temperature": t} if t > 0 else {}), num_return_sequences=samples if t > 0 else 1,
+                    eos_token_id=self.stop_ids, pad_token_id=tok.pad_token_id, **sampling)
+                got = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=cfg)
+                n = samples if t > 0 else 1
+                for k, i in enumerate(batch):
+                    for j in range(n):
+                        a = _until_stop(got[k * n + j, w:].tolist(), self.stop_ids)
+                        res[i].append(tok.decode(a, skip_special_tokens=True).strip())
+                    if t <= 0:
+                        res[i] = res[i] * samples
+        return res
+
+    def _ll(self, pairs, fn):
+        tok = self.renderer.tokenizer
+        found = []
+        with inference(self.model):
+            for turns, text in pairs:
+                p = list(self.renderer.serve(turns))
+                a = list(tok(text, add_special_tokens=False).input_ids) or [tok.eos_token_id]
+                ids = torch.tensor([p + a])
+                found.append(fn(torch.log_softmax(self.model(input_ids=ids, use_cache=False).logits[0, len(p) - 1 : -1].float(), -1), torch.tensor(a)))
+        return found
+
+    def log_likelihoods(self, pairs):
+        return self._ll(pairs, lambda lp, a: (float(lp.gather(1, a[:, None]).sum()), len(a)))
+
+    def kl(self, pairs, on_base):
+        keep = lambda lp, a: lp
+        mine = self._ll(pairs, keep)
+        def work(base):
+            return TransformersPolicy(base, self.renderer, self.stop_ids)._ll(pairs, keep)
+        base = on_base(work)
+        tot = sum(float((m.exp() * (m - b)).sum()) for m, b in zip(mine, base))
+        return tot / sum(len(m) for m in mine)

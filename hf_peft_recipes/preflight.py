@@ -60,6 +60,10 @@ class RunRequest:
     callbacks: list[Any] = field(default_factory=list)
     rewards: dict[str, Any] = field(default_factory=dict)
     """The caller's reward functions, by the path under which the recipe names them."""
+    sources: dict[str, Any] = field(default_factory=dict)
+    """The caller's functions that give feedback, by the path under which the recipe names them."""
+    launch: tuple[str, ...] = ()
+    """Flags by which the training of each round is started in several processes."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
     check_optimizer(recipe)
     output_dir = request.output_dir or Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
     if not request.dry_run and launching.rank_from_environment() == 0:
-        _check_folder(output_dir, request)
+        _check_folder(output_dir, request, recipe.is_in_rounds)
     if request.model is None:
         models.check_base(recipe.section("model"))
     rewards = read_rewards(recipe, request.rewards)
@@ -156,13 +160,16 @@ def last_checkpoint(folder: Path) -> Path:
     return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
-def _check_folder(folder: Path, request: RunRequest) -> None:
+def _check_folder(folder: Path, request: RunRequest, in_rounds: bool) -> None:
     if request.overwrite and request.resume:
         raise UserError("--overwrite and --resume contradict each other")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output folder {str(folder)!r} is a file")
     if request.resume:
-        last_checkpoint(folder)
+        if not in_rounds:
+            last_checkpoint(folder)
+        elif not (folder / RECIPE_FILE).is_file():
+            raise UserError(f"--resume: {str(folder)!r} holds no run")
         if (folder / RESULT_FILE).is_file() and read_result(folder)["status"] == "done":
             raise UserError(f"--resume: the run in {str(folder)!r} is done")
         return

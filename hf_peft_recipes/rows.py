@@ -46,14 +46,14 @@ def tokenize(recipe: ResolvedRecipe, request: RunRequest, examples: Examples) ->
     section = recipe.section("data") or {}
     facts = objective_facts(recipe.objective)
     # What the model answers itself is not trained on as somebody wrote it.
-    trained_on = [] if facts.is_rewarded else examples.sample(SAMPLE)
+    trained_on = [] if facts.is_rewarded else [row for row in examples.sample(SAMPLE) if not row.is_prompt]
     if isinstance(renderer, Encoder):
         checks = renderer.checks(trained_on)
         require(checks)
     else:
         checks = require_serving(renderer, trained_on, bool(section["fix"]))
     max_length = _max_length(recipe, context)
-    tokens = data.tokenize(examples, renderer, max_length, section, recipe.value("training.seed") or 0, facts.shape)
+    tokens = data.tokenize(examples, renderer, max_length, section, recipe.value("training.seed") or 0, recipe.shape)
     return Tokenized(renderer, checks, tokens, max_length)
 
 

@@ -10,15 +10,13 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from hf_peft_recipes import certificate, launching, models, results, saving
+from hf_peft_recipes import certificate, launching, results, saving
 from hf_peft_recipes.assembly import Prepared, prepare
 from hf_peft_recipes.data import Example
-from hf_peft_recipes.errors import RecipeError, UserError
+from hf_peft_recipes.errors import RecipeError
 from hf_peft_recipes.evaluation import Metrics, compared, evaluation_section, find_task, score_rows, summarize
-from hf_peft_recipes.hub.bases import section_fingerprint
-from hf_peft_recipes.hub.checkpoints import CheckpointPublisher
-from hf_peft_recipes.hub.publishing import push, reserve
 from hf_peft_recipes.hub.request import PushRequest
+from hf_peft_recipes.hub.runs import publish_run, reserve_place
 from hf_peft_recipes.measure.clock import StepClock
 from hf_peft_recipes.preflight import Examined, RunRequest, clear_run, last_checkpoint
 from hf_peft_recipes.proof import TrainingProof
@@ -55,7 +53,7 @@ def run(
     checkpoints = None
     try:
         if publication and first:
-            checkpoints = _reserve(recipe, request, publication)
+            checkpoints = reserve_place(recipe, request, publication)
         prepared = prepare(recipe, request, examined)
     except RecipeError:
         if made and folder.is_dir() and not any(folder.iterdir()):
@@ -93,7 +91,7 @@ def run(
                 record["published_checkpoints"] = checkpoints.result()
             results.write_result(folder, record)
     if publication and main:
-        _publish(folder, publication, record)
+        publish_run(folder, publication, record)
     return record
 
 
@@ -141,25 +139,6 @@ def _certify(recipe: ResolvedRecipe, folder: Path, record: dict[str, Any]) -> No
         return
     record["certificate"] = certificate.certify_in_fresh_process(folder)
     certificate.require(record["certificate"], str(folder))
-
-
-def _reserve(recipe: ResolvedRecipe, request: RunRequest, publication: PushRequest) -> CheckpointPublisher | None:
-    """Let everything about the Hub fail now that can fail; return what publishes checkpoints, where it is asked for."""
-    section = recipe.section("model")
-    if request.model is not None:
-        raise UserError("--push_to_hub publishes a run whose base has a name; push this one by `result.push_to_hub(…)`")
-    base = reserve(publication, models.base_location(section), lambda: section_fingerprint(section))
-    return CheckpointPublisher(publication.repo_id, base) if publication.every_save else None
-
-
-def _publish(folder: Path, publication: PushRequest, record: dict[str, Any]) -> None:
-    try:
-        record["push"] = push(folder, publication)
-    except RecipeError as error:
-        # The run itself is done; the process ends with what became of the push.
-        record |= {**results.read_result(folder), "exit_code": error.exit_code}
-        results.write_result(folder, record)
-        raise
 
 
 def _evaluate(

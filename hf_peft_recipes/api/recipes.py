@@ -217,6 +217,7 @@ class Recipe:
         dry_run: bool = False,
         longest: bool = False,
         budget: "Budget | None" = None,
+        launch: tuple[str, ...] = (),
         rehearse: bool | None = None,
         progress: bool = True,
         command: str | None = None,
@@ -231,6 +232,7 @@ class Recipe:
             dry_run: load everything, run one step, write nothing.
             longest: take the longest rows alone, as many as all steps need: for a rehearsal.
             budget: what ends training, in place of the recipe's steps: for a race.
+            launch: flags by which several processes train each round of a recipe of feedback: `--num_processes`, `2`.
             rehearse: as `Recipe.rehearse` has it, before anything is loaded here.
             progress: show how far it is.
             command: what started the run, for its record.
@@ -239,19 +241,25 @@ class Recipe:
         Raises:
             UserError: a mistake in what was asked; nothing has been written then.
             LaunchError: other processes came up than were asked for.
-            NotTrainedError: the run stopped itself because tensors did not train.
+            NotTrainedError: the run stopped itself: tensors did not train, or no round was better than the start.
+            SourceError: a source of feedback failed too often.
+            WaitingError: people are to give feedback first.
             CertificateError: what was saved does not load as what was trained.
             HubError: the run is done, its folder whole, and it could not be published.
         """
         from hf_peft_recipes.preflight import examine
 
-        self.rehearse(rehearse)
         told = command or f"hf_peft_recipes.get_recipe({self.name!r}, …).train()"
         request = self._request(
             output_dir, told, overwrite=overwrite, resume=resume, dry_run=dry_run, longest=longest, budget=budget,
-            progress=progress,
+            progress=progress, launch=launch,
         )  # fmt: skip
         resolved = self._for_run()
+        if resolved.is_in_rounds:
+            from hf_peft_recipes.api.rounds import train_in_rounds
+
+            return RunResult(*train_in_rounds(resolved, request, publication))
+        self.rehearse(rehearse)
         examined = examine(resolved, request)
         from hf_peft_recipes.upstream_noise import quiet
 

@@ -26,7 +26,8 @@ def get_recipe(name: str, *, device: Device | str | None = None, exact: bool = F
         exact: keep what the `recipe.yaml` of an earlier run took for its device.
         overrides: fields by name, `learning_rate=1e-4`, or sections, `data={"columns": {"prompt": "question"}}`.
             `model` and `dataset` may be objects: a loaded model, a `datasets.Dataset` or rows; so may `tokenizer`;
-            `callbacks` is a list of transformers' callbacks, and functions may be among `rewards`.
+            `callbacks` is a list of transformers' callbacks, functions may be among `rewards`, and
+            `feedback={"source": …}` may be one.
 
     Raises:
         UserError: an unknown name or key, or a value that its field cannot take.
@@ -41,6 +42,13 @@ def get_recipe(name: str, *, device: Device | str | None = None, exact: bool = F
 
         overrides["rewards"], functions = paths_of(overrides["rewards"])
         objects |= {"rewards": functions} if functions else {}
+    feedback = overrides.get("feedback")
+    if isinstance(feedback, Mapping) and callable(feedback.get("source")):
+        from hf_peft_recipes.scorers.configured import paths_of
+
+        (path,), functions = paths_of([feedback["source"]])
+        overrides["feedback"] = {**feedback, "source": path}
+        objects["sources"] = functions
     given = [Override(key, _without_paths(value), f"keyword {key}") for key, value in overrides.items()]
     return resolve_recipe(name, given, device, exact, objects)
 

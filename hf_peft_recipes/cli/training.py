@@ -123,8 +123,12 @@ def train_command(
         if fitted is not recipe and launching.rank_from_environment() == 0:
             print(f"--fit: {fitted.fitted_by}", file=sys.stderr)
         recipe = fitted
-    _rehearse(recipe, rehearse)
-    if num_processes is not None or accelerate_config is not None:
+    in_rounds = recipe.resolved.is_in_rounds
+    if in_rounds and "RANK" in os.environ:
+        raise UserError("rounds begin in one process; start it by itself, with --num_processes for its trainings")
+    if not in_rounds:
+        _rehearse(recipe, rehearse)
+    if not in_rounds and (num_processes is not None or accelerate_config is not None):
         words = [*_without(sys.argv[1:], ("--num_processes", "--accelerate_config")), "--no-rehearse"]
         on_cpu = bool(recipe.resolved.value("training.use_cpu"))
         raise typer.Exit(
@@ -136,8 +140,8 @@ def train_command(
     command = shlex.join(["hf-peft-recipes", *sys.argv[1:]])
     result = recipe.train(
         output_dir, overwrite=overwrite, resume=resume, dry_run=dry_run, longest=longest,
-        budget=make_budget(budget_seconds, budget_tokens), rehearse=False, progress=main, command=command,
-        publication=publication,
+        budget=make_budget(budget_seconds, budget_tokens), launch=_launch(num_processes, accelerate_config),
+        rehearse=False, progress=main, command=command, publication=publication,
     )  # fmt: skip
     if not main:
         return
@@ -149,6 +153,12 @@ def train_command(
         print(f"dry run: one step of {result.record['recipe']} with loss {losses[0]:.4f}; nothing was written")
         return
     _print_result(result.record, str(result.folder))
+
+
+def _launch(num_processes: int | None, accelerate_config: str | None) -> tuple[str, ...]:
+    """Return the flags by which the trainings of a run in rounds are started."""
+    given = {"--num_processes": num_processes, "--accelerate_config": accelerate_config}
+    return tuple(word for name, value in given.items() if value is not None for word in (name, str(value)))
 
 
 def _callbacks(trial: str | None) -> dict[str, Any]:
@@ -195,6 +205,10 @@ def _print_result(record: dict[str, Any], folder: str) -> None:
     from hf_peft_recipes.report.table import run_table
 
     print_rich(run_table(record))
+    if feedback := record.get("feedback"):
+        from hf_peft_recipes.report.rounds import rounds_table
+
+        print_rich(rounds_table(feedback))
     unproved = record["proof"]["unproved"]
     if unproved:
         print(f"unproved, the run was too short or they had nothing to learn from: {', '.join(list(unproved)[:5])}")

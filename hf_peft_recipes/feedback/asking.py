@@ -1,11 +1,13 @@
-"""How feedback is asked for: what a source is given, what it says, and what it is when it fails."""
+"""How feedback is asked for: what a source is given, and what it says."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hf_peft_recipes.errors import RecipeError
+from hf_peft_recipes.errors import SourceError
 from hf_peft_recipes.feedback.record import Turns
+
+__all__ = ["Asked", "Feedback", "Options", "Policy", "Source", "SourceError"]
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,6 @@ class Feedback:
     """In words."""
     correction: str | None = None
     """The answer in its place."""
-
-
-class SourceError(RecipeError):
-    """A source of feedback raised, hung, or answered nonsense; the message is one line."""
-
-    exit_code = 3
 
 
 class Policy(Protocol):

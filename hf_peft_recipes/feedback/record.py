@@ -3,20 +3,31 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes.errors import did_you_mean
 
 SCHEMA_VERSION = 1
+SCHEMA_FILE = Path(__file__).parent / "record.schema.json"
+ROLES_OF_TURNS = ("system", "user", "assistant", "tool")
 
 Turns = tuple[Mapping[str, str], ...]
-"""A conversation: `role` and `content` of each turn."""
+"""A conversation: `role` and `content` of each turn, and what else a turn has in words (`name`, `tool_call_id` …)."""
+
+_TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d+)?(Z|[+-]\d{2}:\d{2})")
 
 
 class BadRecordError(ValueError):
     """What stands on a line is no record, and why."""
+
+
+class OtherVersionError(BadRecordError):
+    """It is a record, but of a schema that this version does not read."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ class FeedbackRecord:
     """`temperature`, `top_p`, `max_new_tokens`, `seed` …, as the completion was drawn."""
     round: int | None = None
     time: str = ""
-    """When the feedback was given: ISO 8601, UTC."""
+    """When the feedback was given: ISO 8601 with its offset, `2026-11-26T09:30:00+00:00`."""
     row_id: str = ""
     """The same for all completions of one row; by default of the prompt alone."""
     id: str = ""
@@ -71,6 +82,7 @@ class FeedbackRecord:
 
     def __post_init__(self) -> None:
         """Fill in the ids, and refuse what is no record."""
+        object.__setattr__(self, "prompt", as_turns(self.prompt))
         check(self)
         if not self.row_id:
             object.__setattr__(self, "row_id", row_id(self.prompt))
@@ -90,7 +102,10 @@ class FeedbackRecord:
 
     def to_json(self) -> str:
         """Return the record as one line, without its end."""
-        values = {**_without_empty(asdict(self)), "completion": self.completion}
+        told = asdict(self)
+        for key in ("source", "model"):
+            told[key] = _without_defaults(told[key], fields(getattr(self, key)))
+        values = _without_defaults(told, fields(self))
         return json.dumps({"schema_version": SCHEMA_VERSION, **values}, ensure_ascii=False, allow_nan=False)
 
 
@@ -113,10 +128,17 @@ def as_turns(prompt: Any) -> Turns:
     if isinstance(prompt, str):
         return ({"role": "user", "content": prompt},)
     turns = prompt if isinstance(prompt, Sequence) else ()
-    told = [turn for turn in turns if isinstance(turn, Mapping)]
-    if not told or len(told) != len(turns) or not all(_is_turn(turn) for turn in told):
+    if not turns or not all(isinstance(turn, Mapping) and _is_turn(turn) for turn in turns):
         raise BadRecordError(f"prompt is {_short(prompt)}; a text, or a list of turns with role and content, is wanted")
-    return tuple({"role": str(turn["role"]), "content": str(turn["content"])} for turn in told)
+    for number, turn in enumerate(turns, 1):
+        if turn["role"] not in ROLES_OF_TURNS:
+            known = ", ".join(ROLES_OF_TURNS)
+            raise BadRecordError(f"the role of turn {number} of the prompt is {_short(turn['role'])}; known: {known}")
+        for key, value in turn.items():
+            # Left out, it would make another prompt of this one.
+            if not isinstance(value, str):
+                raise BadRecordError(f"{key} of turn {number} of the prompt is {_short(value)}; a text is wanted")
+    return tuple(dict(turn) for turn in turns)
 
 
 def read_record(values: Any) -> FeedbackRecord:
@@ -128,8 +150,10 @@ def read_record(values: Any) -> FeedbackRecord:
     if not isinstance(values, Mapping):
         raise BadRecordError(f"a record is a mapping, not {type(values).__name__}")
     version = values.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise BadRecordError(f"schema version {version!r}; this version of the software reads {SCHEMA_VERSION}")
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        if "schema_version" not in values:
+            raise BadRecordError("schema_version is missing")
+        raise OtherVersionError(f"schema version {version!r}; this version of the software reads {SCHEMA_VERSION}")
     known = [each.name for each in fields(FeedbackRecord)]
     for key in values:
         if key != "schema_version" and key not in known:
@@ -144,15 +168,26 @@ def read_record(values: Any) -> FeedbackRecord:
     return FeedbackRecord(**told)
 
 
-_TEXTS = ("completion", "feedback", "correction", "refines", "time", "row_id", "id")
+def read_schema() -> dict[str, Any]:
+    """Return the JSON schema of a record."""
+    schema: dict[str, Any] = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    return schema
+
+
+_TEXTS = ("completion", "time", "row_id", "id")
+_TEXTS_OR_NONE = ("feedback", "correction", "refines")
 
 
 def check(record: FeedbackRecord) -> None:
     """Raise a BadRecordError where a value is of another type than its field, or nothing is said of the completion."""
-    for key in _TEXTS:
+    for key in (*_TEXTS, *_TEXTS_OR_NONE):
         value = getattr(record, key)
-        if value is not None and not isinstance(value, str):
+        if not isinstance(value, str) and (value is not None or key in _TEXTS):
             raise BadRecordError(f"{key} is {_short(value)}; a text is wanted")
+    if record.time and not _is_time(record.time):
+        raise BadRecordError(f"time is {_short(record.time)}; 2026-11-26T09:30:00+00:00, or Z in place of the offset")
+    if record.correction is not None and not record.correction.strip():
+        raise BadRecordError("correction is empty; leave it out where there is none")
     if not record.source.name:
         raise BadRecordError("source.name is empty: who gave the feedback?")
     score = record.score
@@ -168,6 +203,13 @@ def check(record: FeedbackRecord) -> None:
         raise BadRecordError(f"sampling is {_short(record.sampling)}; a mapping is wanted")
     if record.score is None and record.label is None and record.correction is None:
         raise BadRecordError("it says nothing: score, label or correction is wanted")
+    try:
+        json.dumps(asdict(record), ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        half = ord(error.object[error.start])
+        raise BadRecordError(f"\\u{half:04x} is half of a surrogate pair, which no text holds") from None
+    except (ValueError, TypeError) as error:
+        raise BadRecordError(f"a value is none that JSON knows: {error}") from None
 
 
 def _nested(kind: type[Any], key: str, value: Any) -> Any:
@@ -184,9 +226,18 @@ def _nested(kind: type[Any], key: str, value: Any) -> Any:
     return kind(**value)
 
 
-def _without_empty(values: Mapping[str, Any]) -> dict[str, Any]:
-    told = {key: _without_empty(value) if isinstance(value, dict) else value for key, value in values.items()}
-    return {key: value for key, value in told.items() if value not in (None, "", {})}
+def _without_defaults(values: Mapping[str, Any], known: Sequence[Field[Any]]) -> dict[str, Any]:
+    """Return the values without those that a reader fills in."""
+    absent = {each.name: each.default if each.default is not MISSING else {} for each in known}
+    required = {each.name for each in known if each.default is MISSING and each.default_factory is MISSING}
+    return {key: value for key, value in values.items() if key in required or value != absent[key]}
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return bool(_TIME.fullmatch(text)) and datetime.fromisoformat(text) is not None
+    except ValueError:
+        return False
 
 
 def _is_turn(turn: Mapping[str, Any]) -> bool:

@@ -35,14 +35,14 @@ class RoundFolder:
         return self.path / f"refinements-{step}.jsonl"
 
     @property
-    def rows(self) -> Path:
-        """What is learned from."""
-        return self.path / "train.jsonl"
+    def own_rows(self) -> Path:
+        """What the round's own answers teach."""
+        return self.path / "selected.jsonl"
 
     @property
-    def selection(self) -> Path:
-        """How these were chosen."""
-        return self.path / "selection.json"
+    def rows(self) -> Path:
+        """What is learned from: these, and what is replayed of earlier rounds."""
+        return self.path / "train.jsonl"
 
     @property
     def training(self) -> Path:

@@ -4,8 +4,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hf_peft_recipes.errors import RecipeError
-from hf_peft_recipes.feedback.asking import Policy, Source, SourceError
+from hf_peft_recipes.errors import SourceError
+from hf_peft_recipes.feedback.asking import Policy, Source
 from hf_peft_recipes.feedback.journal import Journal
 from hf_peft_recipes.feedback.record import BadRecordError, FeedbackRecord, Origin
 from hf_peft_recipes.feedback.samples import Sample
@@ -13,14 +13,10 @@ from hf_peft_recipes.rounds.settings import Rounds
 
 PEOPLE = "human"
 """The source that is not asked, but waited for; a person's records are those of `human:name`."""
+LIKELIHOOD = "likelihood"
+"""The source of a choice that the model made itself, among refinements that nobody judged."""
 _FLUSH_SECONDS = 1.0
 """What is known for longer stands on disk."""
-
-
-class WaitingError(RecipeError):
-    """The round waits for people; the last line says how they are asked, and how the run goes on."""
-
-    exit_code = 9
 
 
 @dataclass
@@ -31,6 +27,11 @@ class Judged:
     """Sample id to its record."""
     failures: dict[str, str] = field(default_factory=dict)
     """Sample id to why the source said nothing of it."""
+
+    def update(self, other: "Judged") -> None:
+        """Take up what is known of others."""
+        self.records |= other.records
+        self.failures |= other.failures
 
 
 def judge(
@@ -50,7 +51,7 @@ def judge(
         UserError: the journal is broken.
     """
     origin = Origin(source.name, source.version)
-    found = Judged(known(samples, journal, origin))
+    found = Judged(known_samples(samples, journal, source))
     pending, written = list[FeedbackRecord](), time.monotonic()
     by_id = {sample.id: sample for sample in samples}
     asked = [sample for sample in samples if sample.id not in found.records]
@@ -79,23 +80,30 @@ def judge(
     return found
 
 
-def known(samples: Sequence[Sample], journal: Journal, origin: Origin) -> dict[str, FeedbackRecord]:
+def known_samples(samples: Sequence[Sample], journal: Journal, source: Source | None) -> dict[str, FeedbackRecord]:
     """Return what the journal says of the samples; of several records by one source the last one counts.
 
     Args:
         samples: that may stand in it.
         journal: of the run.
-        origin: the source, of which another version may judge otherwise.
+        source: who said it, of which another version may judge otherwise; None for the model's own choice.
     """
     wanted = {sample.id for sample in samples}
     found: dict[str, FeedbackRecord] = {}
     for record in journal.read():
         # A revised judgement has an id of its own behind the sample's and the source's.
         sample = record.id.partition(":")[0]
-        given = record.source.name.startswith(f"{PEOPLE}:") if origin.name == PEOPLE else record.source == origin
-        if sample in wanted and given:
+        if sample in wanted and _is_by(record, source):
             found[sample] = record
     return found
+
+
+def _is_by(record: FeedbackRecord, source: Source | None) -> bool:
+    if source is None:
+        return record.source.name == LIKELIHOOD
+    if source.name == PEOPLE:
+        return record.source.name.startswith(f"{PEOPLE}:")
+    return record.source == Origin(source.name, source.version)
 
 
 def is_accepted(record: FeedbackRecord | None, settings: Rounds) -> bool:

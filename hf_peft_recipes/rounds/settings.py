@@ -82,6 +82,10 @@ def read_rounds(recipe: ResolvedRecipe) -> Rounds:
         raise _out_of_range(recipe, "likeliest" if settings.likeliest == 0 else "accept", "more than 0")
     if settings.metric is not None and settings.metric not in DEFINITIONS:
         raise UserError(f"feedback.metric {settings.metric!r}: no such metric (known: {', '.join(DEFINITIONS)})")
+    if settings.compare and objective_facts(recipe.objective).shape != "text":
+        raise UserError(f"feedback.compare holds rounds against plain SFT, and {recipe.objective} learns otherwise")
+    if settings.source == "file" and settings.rounds > 1:
+        raise UserError("feedback.source file is feedback on answers that were given: one round (--feedback.rounds 1)")
     if settings.refine:
         _check_template(settings.refine_template)
     return settings

@@ -1,0 +1,86 @@
+"""Runs in rounds as a Python user holds them."""
+
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.report.rounds import round_line
+
+if TYPE_CHECKING:
+    from hf_peft_recipes.fresh_process import Finished
+    from hf_peft_recipes.hub.request import PushRequest
+    from hf_peft_recipes.preflight import RunRequest
+    from hf_peft_recipes.rounds.training import Training
+    from hf_peft_recipes.spec import ResolvedRecipe
+
+_OF_FILES = ("model", "tokenizer", "callbacks", "rewards")
+
+
+def train_in_rounds(
+    recipe: "ResolvedRecipe", request: "RunRequest", publication: "PushRequest | None" = None
+) -> tuple[Path, dict[str, Any]]:
+    """Return folder and record of a run in rounds.
+
+    Args:
+        recipe: decided to the last value.
+        request: what is asked for beside it.
+        publication: where the run goes on the Hub when it is done.
+
+    Raises:
+        UserError: a mistake in what was asked; nothing has been written then.
+        WaitingError: people are to judge first.
+        SourceError: the source of feedback failed too often.
+        NotTrainedError: no round was better than the start, or a training failed.
+        CertificateError: what was saved does not load as what was trained.
+    """
+    from hf_peft_recipes.preflight import examine
+    from hf_peft_recipes.rounds.settings import read_rounds
+    from hf_peft_recipes.upstream_noise import quiet
+
+    if named := next((key for key in _OF_FILES if getattr(request, key)), None):
+        raise UserError(f"each round begins in a process of its own, and {named} is an object here; give its name")
+    settings = read_rounds(recipe)
+    source = _open_source(recipe, settings, request.sources)
+    examined = examine(recipe, request)
+
+    def told(account: Mapping[str, Any]) -> None:
+        if request.progress:
+            print(round_line(account, settings.rounds), file=sys.stderr, flush=True)
+
+    def train(training: "Training") -> "tuple[Finished, dict[str, Any] | None]":
+        return _train_fresh(training, request.launch)
+
+    with quiet():
+        from hf_peft_recipes.rounds.run import run
+
+        return examined.output_dir, run(recipe, settings, source, request, examined, train, told, publication)
+
+
+def _open_source(recipe: "ResolvedRecipe", settings: Any, sources: Mapping[str, Callable[..., Any]]) -> Any:
+    from hf_peft_recipes.feedback.sources import open_source
+
+    entry = recipe.entries[("feedback", "source")]
+    allowed = bool(recipe.value("allow_code_execution"))
+    return open_source(settings.source, settings.options, entry.origin, sources, allowed)
+
+
+def _train_fresh(training: "Training", launch: tuple[str, ...]) -> "tuple[Finished, dict[str, Any] | None]":
+    """Train a round in a process of its own: what it leaves in memory, or runs out of, is no other's."""
+    from hf_peft_recipes.fresh_process import run_verb
+    from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE, write_text
+    from hf_peft_recipes.rounds.folder import read_json
+    from hf_peft_recipes.spec import recipe_file
+
+    with tempfile.TemporaryDirectory(prefix="round-") as scratch:
+        file = Path(scratch) / RECIPE_FILE
+        write_text(file, recipe_file(training.recipe))
+        # A training that was cut off is short, and begins again.
+        words = ["--exact", "--no-rehearse", "--overwrite", "--output_dir", str(training.folder), *launch]
+        # It never stands in a file.
+        if training.recipe.value("model.trust_remote_code"):
+            words += ["--trust_remote_code", "true"]
+        finished = run_verb("train", str(file), *words)
+    return finished, read_json(training.folder / RESULT_FILE)

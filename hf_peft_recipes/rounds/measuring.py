@@ -1,0 +1,108 @@
+"""What a model is worth, round by round: held-out rows, what it could do before, and how far it is from its base."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hf_peft_recipes.evaluation import Metrics, RowScore, score_rows, summarize
+from hf_peft_recipes.feedback.record import as_turns
+from hf_peft_recipes.gate.questions import is_right, read_questions
+from hf_peft_recipes.generation import TransformersPolicy
+from hf_peft_recipes.rounds.course import Course
+from hf_peft_recipes.rounds.drawing import turns_of
+from hf_peft_recipes.rounds.folder import RoundFolder, read_json, write_json
+from hf_peft_recipes.spec.objectives import objective_facts
+from hf_peft_recipes.trained import TrainedModel, on_base
+
+_BUNDLED = "bundled"
+_ANSWER_TOKENS = 64
+"""Of an answer to the regression set: those of the bundled one are short."""
+_DRIFT_ROWS = 64
+"""Held-out rows on whose answers the drift is measured: its spread over rows is small."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model's worth."""
+
+    metrics: Metrics
+    regression: dict[str, Any] | None
+    drift: float | None
+    """KL divergence from the base on the model's own held-out answers, in nats a token; None of the base itself."""
+
+    def shown(self) -> dict[str, Any]:
+        """Return it as the account of a round has it."""
+        return {
+            "metrics": self.metrics.values,
+            "intervals": self.metrics.intervals,
+            "regression": self.regression,
+            "drift_nats_per_token": self.drift,
+        }
+
+
+def measure(
+    course: Course, folder: RoundFolder, trained: TrainedModel, base: Sequence[RowScore] | None, is_base: bool
+) -> Measured:
+    """Return a model's worth; the scores of the held-out rows are written into the round's folder.
+
+    Args:
+        course: of the run.
+        folder: of the round.
+        trained: the model.
+        base: scores of the same rows under the model that the first round begins with; None of that one.
+        is_base: whether nothing was trained yet, so that there is no drift to measure.
+    """
+    with _products(course, trained):
+        scores = score_rows(
+            trained.model, course.renderer, course.held_out, course.task, course.evaluation, trained.stop_ids,
+            course.max_length, objective_facts(course.recipe.objective).head,
+        )  # fmt: skip
+        write_json(folder.scores, [dataclasses.asdict(score) for score in scores])
+        metrics = summarize(scores, course.task, course.evaluation, course.seed, base)
+        regression = _regression(course, trained)
+        drift = None if is_base else _drift(course, trained, scores)
+    return Measured(metrics, regression, drift)
+
+
+def read_scores(folder: RoundFolder) -> list[RowScore]:
+    """Return the scores that a round has written."""
+    return [_score(values) for values in read_json(folder.scores)]
+
+
+def _score(values: dict[str, Any]) -> RowScore:
+    paired = {key: tuple(values[key]) for key in ("rejected", "values", "tags", "reference_tags") if values[key]}
+    return RowScore(**{**values, "alternatives": tuple(values["alternatives"]), **paired})
+
+
+def _products(course: Course, trained: TrainedModel) -> Any:
+    """Multiply as training does."""
+    enabled = bool(course.recipe.value("training.bf16"))
+    return torch.autocast(trained.model.device.type, torch.bfloat16, enabled=enabled)
+
+
+def _regression(course: Course, trained: TrainedModel) -> dict[str, Any] | None:
+    named = course.settings.regression
+    if named is None:
+        return None
+    questions = read_questions(None if named == _BUNDLED else named)
+    conversations = [as_turns(question.prompt) for question in questions]
+    sampling = {"temperature": 0.0, "max_new_tokens": _ANSWER_TOKENS}
+    answers = TransformersPolicy(trained.model, course.renderer, trained.stop_ids).answer(conversations, 1, sampling, 0)
+    right = [is_right(question, answer) for question, (answer,) in zip(questions, answers, strict=True)]
+    return {"questions": len(questions), "right": sum(right) / len(right)}
+
+
+def _drift(course: Course, trained: TrainedModel, scores: Sequence[RowScore]) -> float | None:
+    answered = [
+        (turns_of(example), score.answer or str(example.reference))
+        for example, score in zip(course.held_out, scores, strict=True)
+        if score.answer or example.reference
+    ][:_DRIFT_ROWS]
+    if not answered:
+        return None
+    policy = TransformersPolicy(trained.model, course.renderer, trained.stop_ids)
+    found: float = policy.kl(answered, lambda work: on_base(trained, work))
+    return found
