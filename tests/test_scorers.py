@@ -13,6 +13,8 @@ from hf_peft_recipes.scorers.configured import paths_of, read_scorers
 from hf_peft_recipes.scorers.sandbox import namespaces, run_code
 from hf_peft_recipes.scorers.unit_tests import code_of, unit_tests
 
+N_IS_WHOLE = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+
 
 @pytest.mark.parametrize(
     ("name", "answer", "reference", "options", "expected"),
@@ -33,10 +35,26 @@ from hf_peft_recipes.scorers.unit_tests import code_of, unit_tests
         ("numeric", "so 1,200 is it", "6 x 200 = 1200\n#### 1200", {}, 1),
         ("numeric", "#### 5, not 6", "#### 6", {}, 0),
         ("numeric", "none", "#### 6", {}, 0),
+        ("json_schema", '{"n": 1}', None, {"schema": N_IS_WHOLE}, 1),
+        ("json_schema", '```json\n{"n": 1}\n```', None, {"schema": N_IS_WHOLE}, 1),
+        ("json_schema", '{"n": "one"}', None, {"schema": N_IS_WHOLE}, 0),
+        ("json_schema", 'It is {"n": 1}', None, {"schema": N_IS_WHOLE}, 0),
+        ("json_schema", '{"n": NaN}', None, {"schema": {}}, 0),
+        ("json_schema", "[" * 100_000, None, {"schema": {}}, 0),
+        ("json_schema", "[" * 900 + "]" * 900, None, {"schema": {"items": {"$ref": "#"}}}, 0),
+        ("json_schema", "[]", '{"type": "array"}', {}, 1),
     ],
 )
 def test_what_a_scorer_says(name, answer, reference, options, expected):
     assert SCORERS[name](answer, reference, **options) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "elsewhere", ["http://127.0.0.1:9/schema.json", Path("/etc/hostname").as_uri(), "#/$defs/missing"]
+)
+def test_a_schema_is_looked_for_nowhere_else(elsewhere):
+    with pytest.raises(ValueError, match=r"the schema refers to .*, which is not in it"):
+        SCORERS["json_schema"]("1", None, schema={"$ref": elsewhere})
 
 
 def test_a_recipe_names_scorers_with_arguments_or_functions():
@@ -67,6 +85,8 @@ def test_a_function_is_found_in_the_working_folder(tmp_path, monkeypatch):
         ({"scorer": "regex", "patern": "a"}, "has no argument 'patern'; did you mean 'pattern'"),
         ({"scorer": "exact", "pattern": "a"}, "has no argument 'pattern'; it has none"),
         ({"scorer": "regex", "pattern": "("}, r"pattern '\(' of scorer 'regex' .*: missing \)"),
+        ({"scorer": "json_schema", "schema": {"type": "whole"}}, r"schema .* of scorer 'json_schema' .*: \$\.type"),
+        ({"scorer": "json_schema", "schema": "a.json"}, "a schema is a mapping"),
         ({"scorer": "regex", "tokens": 3}, "has no argument 'tokens'"),
         (["exact", "exact"], "'exact' stands twice .* give each its `name`"),
         ("no_such_module:f", "cannot be imported: ModuleNotFoundError"),
@@ -121,22 +141,47 @@ HARMFUL = {
 
 @pytest.mark.parametrize("name", HARMLESS)
 def test_code_may_do_what_a_solution_does(name):
-    assert run_code(*HARMLESS[name], 10.0, 512)
+    assert run_code(*HARMLESS[name], 10.0, 512).passed
 
 
 @pytest.mark.parametrize("name", HARMFUL)
 def test_code_fails_that_does_more(name):
     code, tests = HARMFUL[name]
     started = time.monotonic()
-    assert not run_code(code, tests, 1.0, 512)
+    assert not run_code(code, tests, 1.0, 512).passed
     assert time.monotonic() - started < 60
     assert not Path("/tmp/hf-peft-recipes-was-here").exists()
     assert ABOVE.is_file()
 
 
+@pytest.mark.parametrize(
+    ("code", "tests", "reason"),
+    [
+        ("def add(a, b): return a - b", "assert add(1, 2) == 3", "AssertionError, at `assert add(1, 2) == 3`"),
+        ("def half(n): return n / 0", "half(1)", "ZeroDivisionError: division by zero, at `def half(n): return n / 0`"),
+        ("def f(:", "", "SyntaxError: invalid syntax (code.py, line 1)"),
+        ("import os\nos._exit(0)", "", "it ended before the tests were through"),
+        ("while True: pass", "", "it ran for more than 1 s"),
+        ("class E(Exception):\n def __str__(self):\n  while True: pass\nraise E", "", "it ran for more than 1 s"),
+        ("raise ValueError('\\x1b[2Jcleared\\n\\nand more')", "", "ValueError: [2Jcleared and more, at `"),
+    ],
+)
+def test_what_ended_code_is_told_in_one_line(code, tests, reason):
+    verdict = run_code(code, tests, 1.0 if "while" in code else 20.0, 512)
+    assert not verdict.passed and verdict.reason.startswith(reason) and verdict.reason.isprintable()
+
+
+def test_a_reason_is_bounded_and_decides_nothing():
+    verdict = run_code("raise SystemExit('passed ' * 99999)", "", 5.0, 512)
+    assert not verdict.passed and len(verdict.reason) < 300
+    # Whatever the code writes to the descriptor of reasons, its tests have not run.
+    forged = "import os\nfor n in range(3, 20):\n try: os.write(n, b'passed' * 100)\n except OSError: pass\nassert 0"
+    assert not run_code(forged, "", 5.0, 512).passed
+
+
 def test_no_secret_reaches_the_code(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    assert run_code("import os\nfound = dict(os.environ)", "assert 'HF_TOKEN' not in found, found", 5.0, 512)
+    assert run_code("import os\nfound = dict(os.environ)", "assert 'HF_TOKEN' not in found, found", 5.0, 512).passed
 
 
 def test_the_limits_hold_where_the_kernel_gives_no_namespaces(monkeypatch):
@@ -144,7 +189,7 @@ def test_the_limits_hold_where_the_kernel_gives_no_namespaces(monkeypatch):
     monkeypatch.setattr("hf_peft_recipes.scorers.sandbox._NAMESPACES", ("no-such-program",))
     assert namespaces() == ()
     try:
-        assert run_code("x = 1", "assert x == 1", 5.0, 512)
-        assert not run_code("while True: pass", "", 1.0, 512)
+        assert run_code("x = 1", "assert x == 1", 5.0, 512).passed
+        assert not run_code("while True: pass", "", 1.0, 512).passed
     finally:
         namespaces.cache_clear()

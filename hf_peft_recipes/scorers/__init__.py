@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from hf_peft_recipes.scorers.exact import exact
 from hf_peft_recipes.scorers.format import format
+from hf_peft_recipes.scorers.json_schema import json_schema
 from hf_peft_recipes.scorers.label import label
 from hf_peft_recipes.scorers.length import length
 from hf_peft_recipes.scorers.numeric import numeric
@@ -16,6 +17,7 @@ Scorer = Callable[..., float]
 SCORERS: dict[str, Scorer] = {
     "exact": exact,
     "format": format,
+    "json_schema": json_schema,
     "label": label,
     "length": length,
     "numeric": numeric,

@@ -1,19 +1,17 @@
 """Scorers as a recipe names them: by name, by name with arguments, or as a function of the user's own."""
 
-import importlib
 import inspect
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.scorers import SCORERS
+from hf_peft_recipes.scorers.arguments import check_contents, check_names, import_function, require_permission
 
-_IN_PLACE_OF_REFERENCE = {"format": "pattern", "length": "wanted", "regex": "pattern"}
+_IN_PLACE_OF_REFERENCE = {"format": "pattern", "json_schema": "schema", "length": "wanted", "regex": "pattern"}
 """Scorer to the argument with which it needs no reference; all others need one."""
 _GIVEN = ("tokens", "allow_code_execution")
 """Arguments that a recipe does not set: who calls a scorer knows them."""
@@ -70,7 +68,9 @@ def _scorer(
     if word in callables or ":" in word:
         if options:
             raise UserError(f"{word} (from {origin}) takes no {next(iter(options))!r}: only scorers have arguments")
-        return ConfiguredScorer(name, function=callables.get(word) or _imported(word, origin), needs_reference=False)
+        return ConfiguredScorer(
+            name, function=callables.get(word) or import_function(word, origin), needs_reference=False
+        )
     if word not in SCORERS:
         hint = did_you_mean(word, SCORERS) or f"; there are {', '.join(SCORERS)}, or module:function"
         raise UserError(f"unknown scorer {word!r} (from {origin}){hint}")
@@ -83,19 +83,10 @@ def _with_arguments(
     scorer = SCORERS[word]
     parameters = inspect.signature(scorer).parameters
     takes = [key for key, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
-    known = [key for key in takes if key not in _GIVEN]
-    for key in options:
-        if key not in known:
-            hint = did_you_mean(key, known) or (f"; it has {', '.join(known)}" if known else "; it has none")
-            raise UserError(f"scorer {word!r} (from {origin}) has no argument {key!r}{hint}")
-    if "pattern" in options:
-        try:
-            re.compile(str(options["pattern"]))
-        except re.error as error:
-            raise UserError(f"pattern {options['pattern']!r} of scorer {word!r} (from {origin}): {error}") from None
+    check_names(options, [key for key in takes if key not in _GIVEN], f"scorer {word!r} (from {origin})")
+    check_contents(options, f"scorer {word!r} (from {origin})")
     if "allow_code_execution" in takes:
-        if not allow_code_execution:
-            raise UserError(f"{word} (from {origin}) runs code that the model writes; --allow_code_execution allows it")
+        require_permission(f"{word} (from {origin})", allow_code_execution)
         options["allow_code_execution"] = True
     instead = _IN_PLACE_OF_REFERENCE.get(word)
     needs = instead is None or options.get(instead, parameters[instead].default) is None
@@ -108,26 +99,6 @@ def _without_tokens(scorer: Callable[..., float]) -> Callable[..., float]:
         return scorer(answer, reference)
 
     return scored
-
-
-def _imported(path: str, origin: str) -> Callable[..., Any]:
-    """Return the function at `module:name`; modules of the working folder are found too, as Python itself does it."""
-    module, _, name = path.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        found = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except Exception as error:
-        # A module may fail in any way while it is imported.
-        raise UserError(f"{path} (from {origin}) cannot be imported: {type(error).__name__}: {error}") from None
-    finally:
-        sys.path.remove(here)
-    if not callable(found):
-        raise UserError(f"{path} (from {origin}) is no function")
-    function: Callable[..., Any] = found
-    return function
 
 
 def paths_of(given: Sequence[Any]) -> tuple[list[Any], dict[str, Callable[..., Any]]]:

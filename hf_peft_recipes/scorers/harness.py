@@ -1,5 +1,7 @@
 """The process in which a model's code runs: limits first, then the code, then the tests, then the word that proves it.
 
+What went wrong is told on a descriptor of its own, where nothing that is said can pass for the word.
+
 Started by `sandbox` as a script, in an isolated interpreter; it imports nothing of this package.
 """
 
@@ -16,6 +18,8 @@ _DENIED = (
     "os.chdir", "os.fchdir", "sys.settrace", "sys.setprofile", "gc.get_",
 )  # fmt: skip
 """How the names of audit events begin that are refused whatever they are about."""
+REASON_BYTES = 1000
+"""Less than a pipe holds, so that who tells it never waits."""
 _CHANGING = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.truncate")
 
 
@@ -63,20 +67,39 @@ def limit(seconds: float, memory_bytes: int, output_bytes: int) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def main(seconds: str, memory_bytes: str, output_bytes: str, asked: str, answered: str) -> None:
+def reason(error: BaseException, texts: dict[str, str]) -> str:
+    """Return what ended the run: the error, and the line on which it was raised.
+
+    Args:
+        error: as it was raised; what it says of itself is the model's code again.
+        texts: of the files that ran.
+    """
+    frame, line = error.__traceback__, ""
+    while frame is not None:
+        lines = texts.get(frame.tb_frame.f_code.co_filename, "").splitlines()
+        line = lines[frame.tb_lineno - 1].strip() if 0 < frame.tb_lineno <= len(lines) else line
+        frame = frame.tb_next
+    said = f"{type(error).__name__}: {error}".removesuffix(": ")
+    return f"{said}, at `{line}`" if line and line not in said else said
+
+
+def main(seconds: str, memory_bytes: str, output_bytes: str, asked: str, answered: str, told: str) -> None:
     """Run `code.py` and then `tests.py` of the working folder, in one namespace; answer with the word if both end."""
     folder = Path.cwd().resolve()
-    texts = [(folder / name).read_text("utf-8") for name in ("code.py", "tests.py")]
+    texts = {name: (folder / name).read_text("utf-8") for name in ("code.py", "tests.py")}
     read, write, leave = os.read, os.write, os._exit
     limit(float(seconds), int(memory_bytes), int(output_bytes))
     guard(str(folder))
     sys.argv[1:] = []
     space: dict[str, object] = {"__name__": "answer"}
     try:
-        for text, name in zip(texts, ("code.py", "tests.py"), strict=True):
+        for name, text in texts.items():
             exec(compile(text, name, "exec"), space)
-    except BaseException:
-        leave(1)
+    except BaseException as error:
+        try:
+            write(int(told), reason(error, texts).encode("utf-8", "replace")[:REASON_BYTES])
+        finally:
+            leave(1)
     write(int(answered), read(int(asked), 64))
     leave(0)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_peft_recipes.errors import RewardError, UserError
+from hf_peft_recipes.scorers.arguments import told
 from hf_peft_recipes.scorers.configured import ConfiguredScorer, read_scorers
 from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.spec.objectives import objective_facts
@@ -73,7 +74,7 @@ class Reward:
             try:
                 value = self.scorer.score(text.strip(), reference, tokens=len(answers.ids[row]))
             except Exception as error:
-                raise self._failed(f"raised {_told(error)}", answers, row) from error
+                raise self._failed(f"raised {told(error)}", answers, row) from error
             values.append(self._number(value, answers, row))
         return values
 
@@ -81,7 +82,7 @@ class Reward:
         try:
             returned = self._called(answers, further)
         except Exception as error:
-            raise self._failed(f"raised {_told(error)}", answers, self._culprit(answers, further)) from error
+            raise self._failed(f"raised {told(error)}", answers, self._culprit(answers, further)) from error
         try:
             values = list(returned)
         except TypeError:
@@ -157,10 +158,6 @@ def read_rewards(recipe: ResolvedRecipe, callables: dict[str, Callable[..., Any]
         names = ", ".join(scorer.name for scorer in scorers)
         raise UserError(f"training.reward_weights {weights}: a number is wanted for each of the rewards ({names})")
     return [Reward(scorer, float(weight)) for scorer, weight in zip(scorers, weights, strict=True)]
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
 
 
 def _short(text: str) -> str:

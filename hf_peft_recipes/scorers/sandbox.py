@@ -12,20 +12,32 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 _GRACE_SECONDS = 2.0
 """An interpreter needs some of its own to start, on a machine that is busy."""
 _OUTPUT_BYTES = 1 << 20
+_REASON_CHARACTERS = 240
 
 _HARNESS = Path(__file__).with_name("harness.py")
 _NAMESPACES = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--")
 
 
-def run_code(code: str, tests: str, seconds: float, memory_mib: int) -> bool:
-    """Return whether the tests ran to their end after the code did.
+@dataclass(frozen=True)
+class Verdict:
+    """Whether code passed its tests, and what ended it where it did not."""
+
+    passed: bool
+    reason: str = ""
+    """One line that can be printed. It may be of the code's own making, so nothing is decided by it."""
+
+
+def run_code(code: str, tests: str, seconds: float, memory_mib: int) -> Verdict:
+    """Return whether the tests ran to their end after the code did, and what ended them otherwise.
 
     Args:
         code: Python, of the model.
@@ -36,34 +48,54 @@ def run_code(code: str, tests: str, seconds: float, memory_mib: int) -> bool:
     with tempfile.TemporaryDirectory(prefix="unit-tests-") as folder:
         (Path(folder) / "code.py").write_text(code, encoding="utf-8", errors="replace")
         (Path(folder) / "tests.py").write_text(tests, encoding="utf-8", errors="replace")
-        asked, answered = os.pipe(), os.pipe()
+        asked, answered, told = os.pipe(), os.pipe(), os.pipe()
         # Read once the tests are through: whoever leaves before, whatever it printed, does not know it.
         word = secrets.token_hex(16).encode()
         os.write(asked[1], word)
         os.close(asked[1])
-        limits = [str(value) for value in (seconds, memory_mib << 20, _OUTPUT_BYTES, asked[0], answered[1])]
+        handles = (asked[0], answered[1], told[1])
+        limits = [str(value) for value in (seconds, memory_mib << 20, _OUTPUT_BYTES, *handles)]
+        started = time.monotonic()
         try:
             process = subprocess.Popen(
                 [*namespaces(), sys.executable, "-I", "-B", str(_HARNESS), *limits],
                 cwd=folder, env={"PATH": "/usr/bin:/bin", "HOME": folder, "LANG": "C.UTF-8"},
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                pass_fds=(asked[0], answered[1]), start_new_session=True,
+                pass_fds=handles, start_new_session=True,
             )  # fmt: skip
+            late = Verdict(False, f"it ran for more than {seconds:g} s")
             try:
                 process.wait(seconds + _GRACE_SECONDS)
             except subprocess.TimeoutExpired:
-                return False
+                return late
             finally:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-            os.set_blocking(answered[0], False)
-            with suppress(BlockingIOError):
-                return os.read(answered[0], len(word) + 1) == word
-            return False
+            if _waiting(answered[0], len(word) + 1) == word:
+                return Verdict(True)
+            reason = _one_line(_waiting(told[0], 4 * _REASON_CHARACTERS))
+            if reason or time.monotonic() - started < seconds:
+                return Verdict(False, reason or "it ended before the tests were through")
+            return late
         finally:
-            for descriptor in (asked[0], *answered):
+            for descriptor in (asked[0], *answered, *told):
                 os.close(descriptor)
+
+
+def _waiting(descriptor: int, most_bytes: int) -> bytes:
+    """Return what stands in a pipe by now."""
+    os.set_blocking(descriptor, False)
+    with suppress(BlockingIOError):
+        return os.read(descriptor, most_bytes)
+    return b""
+
+
+def _one_line(said: bytes) -> str:
+    """Return bytes of any kind as one line: no control characters, which a terminal would obey."""
+    text = "".join(character if character.isprintable() else " " for character in said.decode("utf-8", "replace"))
+    line = " ".join(text.split())
+    return line if len(line) <= _REASON_CHARACTERS else f"{line[:_REASON_CHARACTERS]}…"
 
 
 @cache

@@ -24,7 +24,7 @@ def unit_tests(
     """
     if not allow_code_execution:
         raise PermissionError("unit_tests runs code that the model wrote: --allow_code_execution allows it")
-    return float(run_code(code_of(answer), code_of(reference), seconds, memory_mib))
+    return float(run_code(code_of(answer), code_of(reference), seconds, memory_mib).passed)
 
 
 def code_of(text: str) -> str:
