@@ -85,7 +85,7 @@ def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
     """
     launching.check_environment(os.environ)
     check_optimizer(recipe)
-    output_dir = request.output_dir or Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    output_dir = run_folder(recipe, request)
     if not request.dry_run and launching.rank_from_environment() == 0:
         _check_folder(output_dir, request, recipe.is_in_rounds)
     if request.model is None:
@@ -99,6 +99,11 @@ def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
             "name its column, --data.columns.prompt … --data.columns.completion …"
         )
     return Examined(output_dir, examples)
+
+
+def run_folder(recipe: ResolvedRecipe, request: RunRequest) -> Path:
+    """Return the run's folder: the one that was asked for, or a new one below `runs/`."""
+    return request.output_dir or Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def check_optimizer(recipe: ResolvedRecipe) -> None:

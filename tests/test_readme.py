@@ -73,6 +73,19 @@ def test_the_data_are_looked_at(command, tmp_path):
     assert "</html>" in (tmp_path / "look.html").read_text(encoding="utf-8")
 
 
+def test_feedback_becomes_pairs(command, tmp_path):
+    votes = "".join(f"What is {n}?,{n},up\nWhat is {n}?,{n + 1},down\n" for n in range(12))
+    (tmp_path / "votes.csv").write_text(f"prompt,response,thumbs\n{votes}")
+    typed = [words[1:] for words in commands() if words[1:2] == ["feedback"]]
+    typed = [words for words in typed if words[1] in ("import", "validate", "convert")]
+    assert [words[1] for words in typed] == ["import", "validate", "convert"]
+    trained = next(words[2:] for words in commands() if "pairs.jsonl" in words and "train" in words)
+    for words in [*typed, ["inspect", *trained]]:
+        finished = command(*words, cwd=tmp_path)
+        assert finished.returncode == 0, finished.stderr
+    assert "preference" in finished.stdout
+
+
 @pytest.mark.slow
 def test_mapped_columns_and_a_recipe_of_ones_own(command, tmp_path):
     write_jsonl(tmp_path / "questions.jsonl", [{"frage": f"Was ist {n}?", "antwort": f"{n}."} for n in range(20)])

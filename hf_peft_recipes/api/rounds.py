@@ -3,6 +3,7 @@
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,11 @@ from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.report.rounds import round_line
 
 if TYPE_CHECKING:
+    from hf_peft_recipes.feedback.asking import Source
     from hf_peft_recipes.fresh_process import Finished
     from hf_peft_recipes.hub.request import PushRequest
     from hf_peft_recipes.preflight import RunRequest
+    from hf_peft_recipes.rounds.settings import Rounds
     from hf_peft_recipes.rounds.training import Training
     from hf_peft_recipes.spec import ResolvedRecipe
 
@@ -36,14 +39,15 @@ def train_in_rounds(
         NotTrainedError: no round was better than the start, or a training failed.
         CertificateError: what was saved does not load as what was trained.
     """
-    from hf_peft_recipes.preflight import examine
+    from hf_peft_recipes.preflight import examine, run_folder
     from hf_peft_recipes.rounds.settings import read_rounds
     from hf_peft_recipes.upstream_noise import quiet
 
     if named := next((key for key in _OF_FILES if getattr(request, key)), None):
         raise UserError(f"each round begins in a process of its own, and {named} is an object here; give its name")
     settings = read_rounds(recipe)
-    source = _open_source(recipe, settings, request.sources)
+    request = replace(request, output_dir=run_folder(recipe, request))
+    source = _open_source(recipe, settings, run_folder(recipe, request), request.sources)
     examined = examine(recipe, request)
 
     def told(account: Mapping[str, Any]) -> None:
@@ -59,12 +63,19 @@ def train_in_rounds(
         return examined.output_dir, run(recipe, settings, source, request, examined, train, told, publication)
 
 
-def _open_source(recipe: "ResolvedRecipe", settings: Any, sources: Mapping[str, Callable[..., Any]]) -> Any:
+def _open_source(
+    recipe: "ResolvedRecipe", settings: "Rounds", folder: Path, sources: Mapping[str, Callable[..., Any]]
+) -> "Source":
     from hf_peft_recipes.feedback.sources import open_source
+    from hf_peft_recipes.rounds.folder import journal_path
 
     entry = recipe.entries[("feedback", "source")]
     allowed = bool(recipe.value("allow_code_execution"))
-    return open_source(settings.source, settings.options, entry.origin, sources, allowed)
+    options = settings.options
+    if settings.source == "human":
+        # Where `feedback collect` writes what people say.
+        options = {"journal": str(journal_path(folder)), **options}
+    return open_source(settings.source, options, entry.origin, sources, allowed)
 
 
 def _train_fresh(training: "Training", launch: tuple[str, ...]) -> "tuple[Finished, dict[str, Any] | None]":

@@ -42,7 +42,8 @@ def rows(feedback: Mapping[str, Any]) -> list[tuple[str, ...]]:
         feedback: the account of the rounds.
     """
     metric = feedback["metric"]
-    found = [("start", "", "", "", _value(feedback["start"], metric), _drift(feedback["start"]), "")]
+    start = feedback["start"]
+    found: list[tuple[str, ...]] = [("start", "", "", "", _value(start, metric), _drift(start), "")]
     for account in feedback["rounds"]:
         found.append(
             (

@@ -140,10 +140,8 @@ def open_model(course: Course, run: Path | None, record: Mapping[str, Any] | Non
         record: of that run.
     """
     recipe, stops = course.recipe, sorted(course.renderer.stop_ids)
-    if run is not None and record is not None:
-        model = trained.load(run, recipe, record).model
-    else:
-        model = _load_start(course)
+    started = run is None or record is None
+    model = _load_start(course) if started else trained.load(run, recipe, record).model
     folder = run or _named_adapter(recipe)
     return TrainedModel(model, course.renderer, stops, recipe), _writer(course, folder)
 

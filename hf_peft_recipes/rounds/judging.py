@@ -102,7 +102,7 @@ def _is_by(record: FeedbackRecord, source: Source | None) -> bool:
     if source is None:
         return record.source.name == LIKELIHOOD
     if source.name == PEOPLE:
-        return record.source.name.startswith(f"{PEOPLE}:")
+        return record.source.name.partition(":")[0] == PEOPLE
     return record.source == Origin(source.name, source.version)
 
 

@@ -8,11 +8,13 @@ from typing import Any
 from hf_peft_recipes.errors import WaitingError
 from hf_peft_recipes.feedback.record import FeedbackRecord
 from hf_peft_recipes.feedback.samples import Sample, read_samples, write_samples
+from hf_peft_recipes.feedback.sources.file import File
 from hf_peft_recipes.results import RESULT_FILE
 from hf_peft_recipes.rounds import judging
 from hf_peft_recipes.rounds.course import Course
 from hf_peft_recipes.rounds.drawing import Drawing, Tokens, pick_rows, seed_of
 from hf_peft_recipes.rounds.folder import RoundFolder, read_json, write_json
+from hf_peft_recipes.rounds.given import given_samples
 from hf_peft_recipes.rounds.judging import Judged, judge, known_samples
 from hf_peft_recipes.rounds.keeping import decide, metric_of
 from hf_peft_recipes.rounds.measuring import measure, read_scores
@@ -86,8 +88,12 @@ def _run_round(course: Course, folder: RoundFolder, standing: Standing, start: S
     tokens = Tokens(course.renderer.tokenizer, course.settings.generated_tokens)
 
     def draw() -> dict[str, Any]:
-        rows = pick_rows(course.rows, course.settings.prompts, folder.number, course.seed)
-        samples = _drawing(course, speaker, tokens, seed).answers(rows, folder.number)
+        if isinstance(course.source, File):
+            # What was judged elsewhere was answered elsewhere.
+            samples = given_samples(course, course.source.records, speaker.writer, tokens, folder.number)
+        else:
+            rows = pick_rows(course.rows, course.settings.prompts, folder.number, course.seed)
+            samples = _drawing(course, speaker, tokens, seed).answers(rows, folder.number)
         write_samples(folder.samples, samples)
         return {"prompts": len({sample.row_id for sample in samples}), **_counts(samples)}
 

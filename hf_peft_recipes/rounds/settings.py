@@ -12,6 +12,8 @@ from hf_peft_recipes.spec.objectives import objective_facts
 
 _PLACES = ("prompt", "completion", "feedback", "reference")
 _AT_LEAST = {"rounds": 1, "samples": 1, "refinements": 1, "refine_steps": 1, "answers": 1, "prompts": 1}
+_LEARN = ("text", "pairs", "judged")
+"""Shapes of the rows that are made of feedback."""
 _SHARES = ("accept", "likeliest", "replay", "max_failed", "regression_falls_at_most")
 
 
@@ -57,15 +59,18 @@ def read_rounds(recipe: ResolvedRecipe) -> Rounds:
 
     Raises:
         UserError: no source of feedback, a number out of its range, a template without the prompt, an objective that
-            learns from no text.
+            learns from no answers.
     """
     section = recipe.section("feedback") or {}
     nested = {key: section.get(key) or {} for key in ("sampling", "options", "engine_options")}
     settings = Rounds(**{each.name: section.get(each.name) for each in fields(Rounds)} | nested)
-    if not objective_facts(recipe.objective).writes or objective_facts(recipe.objective).is_rewarded:
+    if settings.accept is None:
         raise UserError(
-            f"feedback.rounds: {recipe.objective} learns from no answers that were judged; sft, dpo, kto do"
+            f"feedback.rounds: {recipe.name} learns from its data; what learns from feedback extends `rounds`: ilf, rft, "
+            "star, self_refine_sft, feedback_dpo, feedback_kto"
         )
+    if objective_facts(recipe.objective).shape not in _LEARN:
+        raise UserError(f"feedback.rounds: {recipe.objective} learns from no judged answers; sft, dpo, kto do")
     if settings.source is None:
         raise UserError(
             "feedback.source is missing: who judges the answers? --feedback.source numeric, exact, label, regex, "

@@ -32,6 +32,11 @@ class File:
         self._given = Given(_records(content, self._path))
         self.version = hashlib.sha256(content).hexdigest()[:8]
 
+    @property
+    def records(self) -> list[FeedbackRecord]:
+        """All that the file says, in its order."""
+        return list(self._given.records)
+
     def judge(self, asked: Sequence[Asked], policy: Policy | None) -> Iterator[tuple[Asked, Feedback | SourceError]]:
         """Yield what the file says of each completion; a SourceError where it says nothing.
 
@@ -79,8 +84,9 @@ def _content(path: Path) -> bytes:
 
 def _records(content: bytes, path: Path) -> Iterator[FeedbackRecord]:
     for number, line in enumerate(content.split(b"\n"), 1):
-        if line.strip():
-            try:
-                yield parse_line(line)
-            except (BadRecordError, RecursionError) as error:
-                raise UserError(f"{path}:{number}: {error}") from None
+        try:
+            record = parse_line(line)
+        except (BadRecordError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+        if record is not None:
+            yield record
