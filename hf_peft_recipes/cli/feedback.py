@@ -2,4 +2,8 @@
 
 import typer
 
+from hf_peft_recipes.cli.people import collect_command
+
 feedback_app = typer.Typer(name="feedback", help="Feedback on a model's answers: given, checked, converted.")
+
+feedback_app.command("collect")(collect_command)

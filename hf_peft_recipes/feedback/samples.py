@@ -57,7 +57,8 @@ def read_samples(path: Path) -> list[Sample]:
         raise UserError(f"{str(path)!r}: no such file")
     return [
         _sample(line, f"{path.name}:{number}")
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        # Not splitlines: a line separator (U+2028) is a character of an answer.
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1)
         if line.strip()
     ]
 
