@@ -1,13 +1,17 @@
 """What the tests of people in the loop judge, and the terminal that they sit at."""
 
 import contextlib
+import json
 import os
 import pty
 import re
 import select
 import signal
+import subprocess
 import sys
 import time
+from http.client import HTTPConnection
+from urllib.parse import urlsplit
 
 from conftest import write_jsonl
 
@@ -27,14 +31,14 @@ def answers(folder, count=4, **first):
     return write_jsonl(folder / "answers.jsonl", rows)
 
 
-def begin_round(run, number, count=3):
+def begin_round(run, number, count=3, answer="answer"):
     """Let a round of a run wait; return the ids of its samples."""
     samples = [
         Sample(
             id=f"r{number}-{n}",
             row_id=f"row{n}",
             prompt=as_turns(f"prompt {n}"),
-            completion=f"answer {n}\u2028",
+            completion=f"{answer} {n}\u2028",
             round=number,
         )
         for n in range(count)
@@ -93,3 +97,48 @@ class Terminal:
             self.screen += taken.decode().replace("\r\n", "\n")
             return bool(taken)
         return False
+
+
+class Page:
+    """`feedback serve` as a process, and requests to it as its page makes them."""
+
+    def __init__(self, *words, port=0, **options):
+        command = [sys.executable, "-m", "hf_peft_recipes", "feedback", "serve", *map(str, words), "--port", str(port)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+        self.address = self.process.stdout.readline().strip()
+        if self.address:
+            self.port, self.token = (
+                int(urlsplit(self.address).port),
+                urlsplit(self.address).query.removeprefix("token="),
+            )
+
+    def ask(self, path, values=None, **headers):
+        """Return status, headers and body of the answer; what has no values is a GET without the token."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=20)
+        body = values if values is None or isinstance(values, (bytes, str)) else json.dumps(values)
+        own = {} if values is None else {"X-Feedback-Token": self.token}
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        sent = {name: value for name, value in {**own, **named}.items() if value is not None}
+        connection.request("GET" if values is None else "POST", path, body, sent)
+        answer = connection.getresponse()
+        told = answer.read().decode()
+        connection.close()
+        is_json = answer.headers.get_content_type() == "application/json"
+        return answer.status, answer.headers, json.loads(told) if is_json else told
+
+    def do(self, path, **values):
+        """Return what the server tells the page, which must have asked right."""
+        status, _, told = self.ask(path, values)
+        assert status == 200, told
+        return told
+
+    def kill(self):
+        """End it at once."""
+        self.process.kill()
+        self.process.communicate()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill()

@@ -1,5 +1,6 @@
 """People who judge: what they get, what is on disk when something ends in the middle, and the terminal."""
 
+import resource
 import subprocess
 import sys
 import tempfile
@@ -244,6 +245,18 @@ def test_nothing_reaches_the_terminal_that_it_obeys():
         "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'> "
         r"\x1b]0;pwned\x07\x1b[2J \u202eevil\u2028\x9b1m" + "\n\tü"
     )
+
+
+def test_a_full_disk_is_waited_for(tmp_path):
+    seen, limit = Terminal(answers(tmp_path), "--name", "ada"), resource.RLIMIT_FSIZE
+    seen.wait_for("quit > ")
+    resource.prlimit(seen.pid, limit, (100, resource.RLIM_INFINITY))
+    seen.type("call these words\n\n")
+    seen.wait_for("cannot be saved yet: File too large; any key tries again > ")
+    resource.prlimit(seen.pid, limit, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    seen.type(" q")
+    assert seen.end()[0] == 0
+    assert said(tmp_path / "answers.feedback.jsonl") == [("0", "ada", False, "all these words", None)]
 
 
 def editor(tmp_path, body):

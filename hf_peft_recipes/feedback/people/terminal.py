@@ -112,12 +112,17 @@ class _Sitting:
 
     def _judge(self, sample: Sample, verdict: str, correction: str = "", critique: str = "") -> Sample | None:
         feedback = as_feedback(verdict, sample.completion, correction, critique)
-        try:
-            record = self._queue.judge(self._person, sample.id, feedback)
-        except OSError as error:
-            raise JudgementError(f"it cannot be saved: {error.strerror}") from None
-        _write(f"{_verdict(record)}.\n")
-        return self._next()
+        while True:
+            try:
+                record = self._queue.judge(self._person, sample.id, feedback)
+            except OSError as error:
+                # A full disk: the words are here as long as this waits.
+                _write(f"it cannot be saved yet: {error.strerror}; any key tries again > ")
+                if self._keyboard.key() is None:
+                    raise JudgementError(f"it cannot be saved: {error.strerror}") from None
+            else:
+                _write(f"{_verdict(record)}.\n")
+                return self._next()
 
     def _edit(self, sample: Sample) -> Sample | None:
         draft, said = self._draft(sample), self._queue.said(sample.id).get(self._person)
