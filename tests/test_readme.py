@@ -2,8 +2,10 @@
 
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 from conftest import ROOT, write_jsonl
@@ -84,6 +86,22 @@ def test_feedback_becomes_pairs(command, tmp_path):
         finished = command(*words, cwd=tmp_path)
         assert finished.returncode == 0, finished.stderr
     assert "preference" in finished.stdout
+
+
+def test_people_judge(tmp_path):
+    write_jsonl(tmp_path / "answers.jsonl", [{"prompt": f"{n}?", "completion": f"{n}."} for n in range(3)])
+    typed = {words[2]: words[1:] for words in commands() if words[1:2] == ["feedback"]}
+    program = [sys.executable, "-m", "hf_peft_recipes"]
+    told = {"cwd": tmp_path, "stdout": subprocess.PIPE, "text": True}
+    finished = subprocess.run([*program, *typed["collect"]], input="a\nc\nno\n\n", check=False, **told)
+    assert finished.returncode == 0
+    assert "2 of 3 judged, 1 wait" in finished.stdout
+    # Another one may be listening where the printed command would.
+    with subprocess.Popen([*program, *typed["serve"], "--port", "0"], **told) as served:
+        page = urllib.request.urlopen(served.stdout.readline().strip()).read()
+        served.send_signal(signal.SIGINT)
+    assert served.returncode == 0
+    assert page.endswith(b"</html>\n")
 
 
 @pytest.mark.slow

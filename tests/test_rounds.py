@@ -188,6 +188,7 @@ def test_another_version_of_a_source_judges_anew(tmp_path):
     newer = Told({samples[0].id: Feedback(score=0.0)})
     newer.version = "2"
     assert judge(samples, newer, None, journal, settings()).records[samples[0].id].score == 0.0
+    assert known_samples(samples, journal, newer)[samples[0].id].score == 0.0, "and what it says is kept"
 
 
 @pytest.mark.parametrize(

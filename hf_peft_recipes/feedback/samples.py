@@ -10,6 +10,7 @@ from typing import Any
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.feedback.asking import Asked, Feedback
 from hf_peft_recipes.feedback.record import FeedbackRecord, Origin, Writer, as_turns
+from hf_peft_recipes.feedback.verdicts import record_id
 from hf_peft_recipes.results import write_text
 
 SAMPLES_FILE = "samples.jsonl"
@@ -37,7 +38,7 @@ class Sample(Asked):
             prompt=self.prompt, completion=self.completion, source=source, score=feedback.score, label=feedback.label,
             feedback=feedback.text, correction=feedback.correction, refines=self.refines, model=self.model,
             sampling=self.sampling, round=self.round, time=datetime.now(UTC).isoformat(timespec="seconds"),
-            row_id=self.row_id, id=f"{self.id}:{source.name}",
+            row_id=self.row_id, id=record_id(self.id, source),
         )  # fmt: skip
 
 
@@ -57,7 +58,8 @@ def read_samples(path: Path) -> list[Sample]:
         raise UserError(f"{str(path)!r}: no such file")
     return [
         _sample(line, f"{path.name}:{number}")
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        # Not splitlines: a line separator (U+2028) is a character of an answer.
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1)
         if line.strip()
     ]
 

@@ -9,6 +9,7 @@ from hf_peft_recipes.feedback.asking import Policy, Source
 from hf_peft_recipes.feedback.journal import Journal
 from hf_peft_recipes.feedback.record import BadRecordError, FeedbackRecord, Origin
 from hf_peft_recipes.feedback.samples import Sample
+from hf_peft_recipes.feedback.verdicts import sample_id
 from hf_peft_recipes.rounds.settings import Rounds
 
 PEOPLE = "human"
@@ -91,8 +92,7 @@ def known_samples(samples: Sequence[Sample], journal: Journal, source: Source | 
     wanted = {sample.id for sample in samples}
     found: dict[str, FeedbackRecord] = {}
     for record in journal.read():
-        # A revised judgement has an id of its own behind the sample's and the source's.
-        sample = record.id.partition(":")[0]
+        sample = sample_id(record)
         if sample in wanted and _is_by(record, source):
             found[sample] = record
     return found

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 
 from hf_peft_recipes.feedback.asking import Asked, Feedback
 from hf_peft_recipes.feedback.record import FeedbackRecord, Turns, Writer
+from hf_peft_recipes.feedback.verdicts import sample_id
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Given:
         self._by_sample: dict[str, FeedbackRecord] = {}
         self._by_text: dict[object, dict[Writer, FeedbackRecord]] = {}
         for record in self.records:
-            self._by_sample[sample_of(record)] = record
+            if (sample := sample_id(record)) is not None:
+                self._by_sample[sample] = record
             for key in ((record.row_id, record.completion.strip()), _text_key(record.prompt, record.completion)):
                 # Put in anew, so that the last one stands at the end.
                 self._by_text.setdefault(key, {}).pop(record.model, None)
@@ -61,11 +63,6 @@ class Given:
                     return other
                 found = found or other
         return found
-
-
-def sample_of(record: FeedbackRecord) -> str:
-    """Return the id of the sample that a record is on: its own up to the source."""
-    return record.id.partition(":")[0]
 
 
 def writer_of(one: Asked) -> Writer:

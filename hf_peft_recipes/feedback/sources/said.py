@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_peft_recipes.errors import did_you_mean
 from hf_peft_recipes.feedback.asking import Feedback
-from hf_peft_recipes.feedback.record import BadRecordError, FeedbackRecord, Origin
+from hf_peft_recipes.feedback.record import BadRecordError, FeedbackRecord, Origin, as_turns
 
 _KEYS = tuple(field.name for field in fields(Feedback))
 
@@ -23,7 +23,7 @@ def as_feedback(value: Any) -> Feedback:
     """
     said = value if isinstance(value, Feedback) else Feedback(**_keys(_plain(value)))
     # A record holds feedback to what it may be; who writes it down would only find out later.
-    FeedbackRecord((), "", Origin("it"), said.score, said.label, said.text, said.correction)
+    FeedbackRecord(as_turns("?"), "", Origin("it"), said.score, said.label, said.text, said.correction)
     return said
 
 
