@@ -224,7 +224,7 @@ def test_what_cannot_be_judged_is_told_in_a_line(tmp_path, command):
         ([".", "--output", "x.jsonl"], "--output goes with a file"),
         (["answers.jsonl", "--output", "answers.jsonl"], "is the file that is to be judged"),
         (["answers.jsonl", "--name", "a:b"], "name 'a:b': up to 40 letters"),
-        (["answers.jsonl"], "answers.feedback.jsonl:1: schema version None"),
+        (["answers.jsonl"], "answers.feedback.jsonl:1: schema_version is missing"),
     ):
         finished = command("feedback", "collect", *words, cwd=tmp_path)
         assert (finished.returncode, finished.stdout) == (2, ""), finished

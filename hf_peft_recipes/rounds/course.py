@@ -140,8 +140,7 @@ def open_model(course: Course, run: Path | None, record: Mapping[str, Any] | Non
         record: of that run.
     """
     recipe, stops = course.recipe, sorted(course.renderer.stop_ids)
-    started = run is None or record is None
-    model = _load_start(course) if started else trained.load(run, recipe, record).model
+    model = trained.load(run, recipe, record).model if run and record else _load_start(course)
     folder = run or _named_adapter(recipe)
     return TrainedModel(model, course.renderer, stops, recipe), _writer(course, folder)
 

@@ -66,8 +66,8 @@ def read_rounds(recipe: ResolvedRecipe) -> Rounds:
     settings = Rounds(**{each.name: section.get(each.name) for each in fields(Rounds)} | nested)
     if settings.accept is None:
         raise UserError(
-            f"feedback.rounds: {recipe.name} learns from its data; what learns from feedback extends `rounds`: ilf, rft, "
-            "star, self_refine_sft, feedback_dpo, feedback_kto"
+            f"feedback.rounds: {recipe.name} learns from its data; what learns from feedback extends `rounds`: ilf, "
+            "rft, star, self_refine_sft, feedback_dpo, feedback_kto"
         )
     if objective_facts(recipe.objective).shape not in _LEARN:
         raise UserError(f"feedback.rounds: {recipe.objective} learns from no judged answers; sft, dpo, kto do")

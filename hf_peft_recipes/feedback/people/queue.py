@@ -171,13 +171,14 @@ class Queue:
             for line in file:
                 if not line.endswith(b"\n"):
                     return
-                if line.strip():
-                    try:
-                        self._take_in(parse_line(line))
-                    except BadRecordError:
-                        # The whole reading names the line.
-                        self._journal.read()
-                        raise
+                try:
+                    record = parse_line(line)
+                except BadRecordError:
+                    # The whole reading names the line.
+                    self._journal.read()
+                    raise
+                if record is not None:
+                    self._take_in(record)
                 self._seen_bytes += len(line)
 
     def _take_in(self, record: FeedbackRecord) -> None:
