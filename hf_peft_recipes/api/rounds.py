@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hf_peft_recipes.rounds.training import Training
     from hf_peft_recipes.spec import ResolvedRecipe
 
+_OF_SOURCE = (("feedback", "source"), ("feedback", "options"))
 _OF_FILES = ("model", "tokenizer", "callbacks", "rewards")
 
 
@@ -69,13 +70,14 @@ def _open_source(
     from hf_peft_recipes.feedback.sources import open_source
     from hf_peft_recipes.rounds.folder import journal_path
 
-    entry = recipe.entries[("feedback", "source")]
     allowed = bool(recipe.value("allow_code_execution"))
-    options = settings.options
-    if settings.source == "human":
-        # Where `feedback collect` writes what people say.
-        options = {"journal": str(journal_path(folder)), **options}
-    return open_source(settings.source, options, entry.origin, sources, allowed)
+    # What the source keeps lies with the run: what people say by `feedback collect`, and a server's answers.
+    kept = {"human": {"journal": str(journal_path(folder))}, "judge": {"cache": str(folder / "judge.jsonl")}}
+    options = {**kept.get(settings.source, {}), **settings.options}
+    given = [entry.origin for path, entry in recipe.entries.items() if path[:2] in _OF_SOURCE]
+    # A recipe of the Hub decides neither on the source nor on where it sends what the model says.
+    origin = next((origin for origin in given if origin.startswith("hub:")), given[0])
+    return open_source(settings.source, options, origin, sources, allowed)
 
 
 def _train_fresh(training: "Training", launch: tuple[str, ...]) -> "tuple[Finished, dict[str, Any] | None]":
@@ -88,8 +90,9 @@ def _train_fresh(training: "Training", launch: tuple[str, ...]) -> "tuple[Finish
     with tempfile.TemporaryDirectory(prefix="round-") as scratch:
         file = Path(scratch) / RECIPE_FILE
         write_text(file, recipe_file(training.recipe))
-        # A training that was cut off is short, and begins again.
-        words = ["--exact", "--no-rehearse", "--overwrite", "--output_dir", str(training.folder), *launch]
+        # One that was cut off goes on from its last checkpoint, and begins again where it left none.
+        begin = "--resume" if any(training.folder.glob("checkpoint-*")) else "--overwrite"
+        words = ["--exact", "--no-rehearse", begin, "--output_dir", str(training.folder), *launch]
         # It never stands in a file.
         if training.recipe.value("model.trust_remote_code"):
             words += ["--trust_remote_code", "true"]

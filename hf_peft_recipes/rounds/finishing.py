@@ -10,6 +10,7 @@ from typing import Any
 from hf_peft_recipes import certificate
 from hf_peft_recipes.errors import NotTrainedError
 from hf_peft_recipes.evaluation import compared, summarize
+from hf_peft_recipes.feedback.journal import JOURNAL_FILE
 from hf_peft_recipes.fingerprint import FINGERPRINT_FILE
 from hf_peft_recipes.hub.contents import model_files
 from hf_peft_recipes.report.plot import plot_losses
@@ -124,5 +125,5 @@ def clear_rounds(folder: Path) -> None:
     for path in (*folder.glob("round-*"), folder / "comparison"):
         if path.is_dir():
             shutil.rmtree(path)
-    for name in (PLOT_FILE, "feedback.jsonl", "rounds.lock"):
+    for name in (PLOT_FILE, JOURNAL_FILE, "judge.jsonl", "rounds.lock"):
         (folder / name).unlink(missing_ok=True)

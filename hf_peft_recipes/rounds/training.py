@@ -1,5 +1,6 @@
 """How a round learns: a run like any other, on the rows of the round, in its folder."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,4 +75,7 @@ def train_round(recipe: ResolvedRecipe, folder: RoundFolder, train: Train) -> di
     ended = outcome(finished, record)
     if ended["status"] != "done" or record is None:
         raise NotTrainedError(f"round {folder.number} was not trained: {ended['error']}")
+    for checkpoint in folder.training.glob("checkpoint-*"):
+        # The round is done: nobody goes on from there.
+        shutil.rmtree(checkpoint)
     return dict(record)

@@ -83,6 +83,7 @@ CHOICES: dict[Path, tuple[Any, ...]] = {
     ("speed",): ("auto", "off"),
     ("certify",): ("auto", "off"),
     ("allow_code_execution",): (True, False),
+    ("feedback", "engine"): ("transformers", "vllm", "server"),
     ("feedback", "refine"): ("feedback", "hint", None),
     ("feedback", "select"): ("source", "likelihood"),
     ("feedback", "start"): ("last", "base"),
