@@ -341,6 +341,56 @@ def test_goes_on_as_the_run_that_it_was(in_process, tmp_path):
         get_recipe("ilf", **{**SMALL, "feedback.source": "human"}).train(tmp_path / "out", progress=False)
 
 
+@pytest.mark.slow
+def test_the_same_budget_is_spent_otherwise(in_process, tmp_path):
+    given = {**SMALL, "feedback.compare": True, "feedback.accept": 0.5, "num_train_epochs": 1}
+    recipe = get_recipe("ilf", feedback={"source": correct}, **given)
+    result = recipe.train(tmp_path / "out", progress=False)
+    jsonschema.validate(result.record, read_schema())
+    compared = result.record["feedback"]["comparison"]
+    assert compared["generated_tokens"] == result.record["feedback"]["totals"]["generated_tokens"]
+    # It stops at the first answers that spend the rest of it.
+    assert compared["rft"]["generated_tokens"] >= compared["generated_tokens"]
+    assert compared["rft"]["generated_tokens"] < compared["generated_tokens"] + 8 * 4 * 3
+    assert all(account["refinements"] == 0 for account in compared["rft"]["rounds"])
+    assert 0 <= compared["sft"]["metrics"]["accuracy"] <= 1
+    assert compared["sft"]["trained_tokens"] > 0
+
+
+@pytest.mark.slow
+def test_what_was_said_elsewhere_is_learned_from(in_process, command, tmp_path):
+    edits = [
+        {
+            "prompt": f"Review: The soup was {word}.\nIs this review positive or negative?",
+            "original": "good",
+            "edited": kind,
+        }
+        for word, kind in [("cold", "negative"), ("great", "positive"), ("bland", "negative"), ("superb", "positive")]
+    ]
+    write_jsonl(tmp_path / "edits.jsonl", edits)
+    imported = command("feedback", "import", "edits.jsonl", "--from", "edits", "--output", "said.jsonl", cwd=tmp_path)
+    assert imported.returncode == 0, imported.stderr
+    options = {"path": str(tmp_path / "said.jsonl")}
+    given = {**SMALL, "feedback.source": "file", "feedback.options": options}
+    result = get_recipe("ilf", **given).train(tmp_path / "out", progress=False)
+    (one,) = result.record["feedback"]["rounds"]
+    assert (one["samples"], one["corrected"], one["selection"]["rows"]) == (4, 4, 4)
+    rows = [json.loads(line) for line in RoundFolder(result.folder, 1).rows.read_text().splitlines()]
+    assert [row["completion"] for row in rows] == ["negative", "positive", "negative", "positive"]
+
+
+def test_a_recipe_of_the_hub_does_not_choose_who_is_told(monkeypatch, tmp_path):
+    from hf_peft_recipes import registry
+    from hf_peft_recipes.registry import Source
+
+    text = "extends: ilf\nsummary: Mine.\nfeedback: {options: {base_url: 'http://127.0.0.1:9/v1', model: m}}\n"
+    find = registry.find
+    foreign = Source("mine", "hub:somebody/mine@0123", lambda: text)
+    monkeypatch.setattr(registry, "find", lambda name: foreign if name == "hub:somebody/mine" else find(name))
+    with pytest.raises(UserError, match=r"source 'judge' \(from hub:somebody/mine@0123\) uses code, files or servers"):
+        get_recipe("hub:somebody/mine", **{"feedback.source": "judge"}).train(tmp_path / "out")
+
+
 WORDS = [
     "train", "ilf", "--feedback.rounds", "2", "--feedback.prompts", "16", "--max_steps", "3", "--evaluation.max_rows",
     "16", "--data.validation_rows", "16", "--certify", "off", "--feedback.falls_at_most", "1", "--feedback.accept", "0.5",
