@@ -15,6 +15,7 @@ from conftest import ROOT, write_jsonl
 
 from hf_peft_recipes import UserError, get_recipe, list_recipes
 from hf_peft_recipes.api.recipes import Recipe
+from hf_peft_recipes.card import Publication, make_card
 from hf_peft_recipes.data import Example
 from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.errors import NotTrainedError, SourceError, WaitingError
@@ -23,6 +24,8 @@ from hf_peft_recipes.feedback.journal import Journal
 from hf_peft_recipes.feedback.record import FeedbackRecord, Origin, as_turns
 from hf_peft_recipes.feedback.samples import Sample, read_samples
 from hf_peft_recipes.fresh_process import Finished
+from hf_peft_recipes.hub.bases import Base
+from hf_peft_recipes.hub.contents import published_recipe, published_record
 from hf_peft_recipes.results import read_result, read_schema
 from hf_peft_recipes.rounds.drawing import Tokens, pick_rows, refine_turns
 from hf_peft_recipes.rounds.folder import RoundFolder, journal_path, read_json
@@ -32,6 +35,7 @@ from hf_peft_recipes.rounds.loop import still_wrong
 from hf_peft_recipes.rounds.settings import read_rounds
 
 RECIPES = ("ilf", "rft", "star", "self_refine_sft", "feedback_dpo", "feedback_kto")
+BASE = Base("me/base", "0" * 40, "mit", gated=False)
 SMALL = {
     "feedback.rounds": 1, "feedback.prompts": 8, "max_steps": 3, "evaluation.max_rows": 16, "data.validation_rows": 16,
     "certify": "off", "feedback.falls_at_most": 1.0, "feedback.metric": "accuracy",
@@ -355,6 +359,16 @@ def test_the_same_budget_is_spent_otherwise(in_process, tmp_path):
     assert all(account["refinements"] == 0 for account in compared["rft"]["rounds"])
     assert 0 <= compared["sft"]["metrics"]["accuracy"] <= 1
     assert compared["sft"]["trained_tokens"] > 0
+    record, recipe = result.record, (result.folder / "recipe.yaml").read_text()
+    record["feedback"]["rounds"][0]["failures"] = {"it raised on 'a row of mine'": 2}
+    published = published_record(record, BASE, "me/adapter")
+    assert published["feedback"]["rounds"][0]["failures"] == {"answers without feedback": 2}
+    where = Publication("me/adapter", "me/base", "0" * 40, "mit", gated=False, relation="adapter", datasets=())
+    card = make_card(published, published_recipe(recipe, BASE), where)
+    told = card.split("## What feedback brought")[1].split("## ")[0]
+    assert "and `test_rounds:correct` judged the answers" in told
+    assert told.count("| kept |") == 1
+    assert "| plain SFT, as many trained tokens |" in told
 
 
 @pytest.mark.slow

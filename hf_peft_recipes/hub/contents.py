@@ -107,7 +107,15 @@ def published_record(record: Mapping[str, Any], base: Base, repo_id: str) -> dic
     kept = {key: value for key, value in record.items() if key not in ("push", "output_dir", "base_model", "metrics")}
     metrics = {key: value for key, value in record["metrics"].items() if key != "examples"}
     named = {"output_dir": repo_id, "base_model": base.name, "base_revision": base.revision, "metrics": metrics}
+    if feedback := record.get("feedback"):
+        named["feedback"] = {**feedback, "rounds": [_without_words(account) for account in feedback["rounds"]]}
     return dict(_without_paths(kept | named))
+
+
+def _without_words(account: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the account of a round without what a source said when it failed, which may quote rows."""
+    failures = sum(account["failures"].values())
+    return {**account, "failures": {"answers without feedback": failures} if failures else {}}
 
 
 def published_recipe(text: str, base: Base) -> str:
