@@ -366,7 +366,7 @@ def test_the_same_budget_is_spent_otherwise(in_process, tmp_path):
     where = Publication("me/adapter", "me/base", "0" * 40, "mit", gated=False, relation="adapter", datasets=())
     card = make_card(published, published_recipe(recipe, BASE), where)
     told = card.split("## What feedback brought")[1].split("## ")[0]
-    assert "and `test_rounds:correct` judged the answers" in told
+    assert "and `test_rounds:correct` (" in told
     assert told.count("| kept |") == 1
     assert "| plain SFT, as many trained tokens |" in told
 
