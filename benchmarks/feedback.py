@@ -39,7 +39,7 @@ _EITHER = {
     "evaluation.task": METRIC, "max_length": 256, "gradient_accumulation_steps": 2, "eval_strategy": "no",
     "save_strategy": "no", "certify": "off", "report_to": "none",
 }  # fmt: skip
-START = {"learning_rate": 2e-3, "num_train_epochs": 2}
+START = {"learning_rate": 2e-3, "num_train_epochs": 3}
 """Copying a word that was said is new to the embedded model: it takes large steps, and some hundred of them."""
 ROUNDS = {
     "learning_rate": 5e-4, "num_train_epochs": 5, "feedback.rounds": 3, "feedback.prompts": 64,
