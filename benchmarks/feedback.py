@@ -4,10 +4,11 @@
 
 The task is `benchmarks.lesson`: things, each with one quality, of which the model is told one half. A seed is two runs,
 each a `train` in a fresh process: the start (the embedded model, told of that half and shown how to take up what is
-said of an answer), then `ilf` on it, whose `feedback.compare` spends as many generated tokens on rejection sampling,
-and as many trained ones on plain SFT, from the same start. Plain SFT is given the references, which neither of the
-others sees: it is what could be reached, not a rival. A seed is a JSON line; what stands in the file already, of the
-same code, is not run again.
+said of an answer), then `ilf` on it, whose `feedback.compare` spends at least as many generated tokens on rejection
+sampling, and as many trained ones on plain SFT, from the same start. The teacher says what is true where an answer is
+wrong; rejection sampling is told right or wrong alone. Plain SFT is given the references of all prompts, which neither
+of the others sees: it is what could be reached, not a rival. A seed is a JSON line; what stands in the file already, of
+the same code, is not run again.
 """
 
 import argparse

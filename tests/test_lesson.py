@@ -3,11 +3,15 @@
 import json
 
 import pytest
+from conftest import ROOT
+from tokenizers import Tokenizer
 
 from benchmarks.feedback import benchmark, figures, make_run, standing
 from benchmarks.lesson.book import KNOWN_COUNT, QUALITIES, THINGS, make_book
 from benchmarks.lesson.rows import make_lesson
 from benchmarks.lesson.teacher import question, say, statement, teach
+from benchmarks.report.feedback import report
+from hf_peft_recipes.bench.suite import write_lines
 from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.feedback.asking import Asked
@@ -36,10 +40,8 @@ def test_a_seed_gives_the_same_and_another_one_another(book, lesson):
 
 
 def test_every_word_is_one_token():
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
-    assert [word for word in (*THINGS, *QUALITIES) if len(tokenizer(f" {word}").input_ids) != 1] == []
+    tokenizer = Tokenizer.from_file(str(MODEL_DIR / "tokenizer.json"))
+    assert [word for word in (*THINGS, *QUALITIES) if len(tokenizer.encode(f" {word}").ids) != 1] == []
 
 
 def test_the_start_is_not_told_of_the_other_half(book, lesson):
@@ -124,3 +126,45 @@ def test_a_seed_that_learns_nothing_says_so(tmp_path):
     assert line["status"] == "failed" and "no answer to learn from" in line["error"], line
     assert line["cell"]["rounds"][-6:] == flags and {"hardware", "versions", "commit", "date"} <= set(line)
     assert json.loads((tmp_path / "feedback.jsonl").read_text("utf-8")) == line
+
+
+def test_the_report_tells_of_both_ways_and_of_what_they_wrote(tmp_path):
+    golden = (ROOT / "tests" / "golden" / "results" / "quality.jsonl").read_text("utf-8").splitlines()
+    provenance = {key: json.loads(golden[0])[key] for key in ("hardware", "versions", "commit", "date")}
+    counts = {"samples": 8, "accepted": 2, "refinements": 0, "refinements_accepted": 0, "trained_tokens": 50}
+
+    def rounds(values, tokens, **more):
+        return [
+            {**counts, "value": value, "interval": [0, 1], "kept": True, "generated_tokens": tokens, **more}
+            for value in values
+        ]
+
+    def line(seed, last):
+        return {
+            "schema_version": 1, "name": f"seed{seed}", "cell": {"seed": seed}, "status": "done", "base": 0.0,
+            "start": {"value": 0.25, "interval": [0, 1]}, "sft": {"value": 1.0, "interval": [0, 1], "trained_tokens": 9},
+            "arms": {
+                "ilf": rounds([0.5, last], 100, refinements=4, refinements_accepted=3),
+                "rft": rounds([0.25, 0.3], 250),
+            },
+            **provenance,
+        }  # fmt: skip
+
+    failed = {"schema_version": 1, "name": "seed3", "cell": {"seed": 3}, "status": "failed", "error": "?", **provenance}
+    path = tmp_path / "feedback.jsonl"
+    write_lines(path, [line(1, 0.75), line(2, 0.85), failed])
+    section = report(path, "feedback")
+    ilf, rft, sft = section.table.rows
+    assert ilf[1] == "2 of 3" and ilf[3:8] == [
+        "25.0 %",
+        "50.0 %",
+        "80.0 % (75.0–85.0 %)",
+        "+55.0 (+50.0 to +60.0)",
+        "75.0 %",
+    ]
+    assert rft[5:8] == ["30.0 %", "+5.0", "-"] and rft[8] == "500" and sft[5] == "100.0 %"
+    assert "of `rft` on 2.50 times as many generated tokens 30.0 %" in section.block.text
+    section.plot.write(tmp_path)
+    assert (tmp_path / "feedback.png").stat().st_size > 10_000
+    write_lines(path, [failed])
+    assert report(path, "feedback").plot is None and report(tmp_path / "none.jsonl", "feedback") is None

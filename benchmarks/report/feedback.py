@@ -14,16 +14,15 @@ from benchmarks.report.palette import BLUE, GREY, ORANGE, plain
 from benchmarks.report.pieces import NOTHING, Block, Plot, Section, Table, number, share, spread, wrap
 from hf_peft_recipes.bench.suite import Line
 
-ARMS = {
-    "ilf": ("`ilf`, language feedback", BLUE),
-    "rft": ("`rft`, as many generated tokens", ORANGE),
-}
-_REFERENCES = "`sft` on the references, as many trained tokens"
+ARMS = {"ilf": ("`ilf`", BLUE), "rft": ("`rft`", ORANGE)}
+_REFERENCES = "`sft` on the references"
 _TEXT = (
     "Held-out rows answered right, by the model that is kept after each round: the mean over seeds, with the lowest"
-    " and highest of them. All begin at the same start, which was told of half the things and shown how to take up"
-    " what is said of an answer. Taken up is the share of new tries that were right. Plain SFT is given the right"
-    " answers, which the others never see: what could be reached, not a rival."
+    " and highest of them. Rounds are kept by these same rows, of both ways alike. All begin at the same start, which"
+    " was told of half the things and shown how to take up what is said of an answer. Taken up is the share of new"
+    " tries that were right. The teacher of `ilf` says how things were that an answer is wrong about; `rft` is told"
+    " right or wrong, and looks at its tokens between batches, so that it writes more of them than it is allowed."
+    " Plain SFT is given the right answers of all prompts: what could be reached, not a rival."
 )
 
 
@@ -120,9 +119,15 @@ def _sentence(lines: Sequence[Line]) -> str:
     return (
         f"Held-out rows answered right, mean (lowest–highest) over {len(lines)} seed{'' if len(lines) == 1 else 's'}:"
         f" {_across(ilf[0], share)} at the start; after {len(ilf) - 1} rounds of `ilf` {_across(ilf[-1], share)}, of"
-        f" `rft` on as many generated tokens {_across(rft[-1], share)}; {_across(reached, share)} by SFT on the"
-        " references."
+        f" `rft` on {_more(lines):.2f} times as many generated tokens {_across(rft[-1], share)};"
+        f" {_across(reached, share)} by SFT on the references of all prompts, on as many trained tokens as `ilf`."
     )
+
+
+def _more(lines: Sequence[Line]) -> float:
+    """Return how many times the generated tokens of `ilf` those of `rft` are: it is to have no fewer."""
+    ours, theirs = (sum(_totals(lines, arm, "generated_tokens")) for arm in ("ilf", "rft"))
+    return theirs / ours
 
 
 def draw(lines: Sequence[Line], figure: Any) -> None:
@@ -133,11 +138,12 @@ def draw(lines: Sequence[Line], figure: Any) -> None:
         figure: of matplotlib.
     """
     axes = figure.subplots()
-    for arm, (label, colour) in ARMS.items():
+    told = {"ilf": "ilf", "rft": f"rft, {_more(lines):.2f} times as many generated tokens"}
+    for arm, (_, colour) in ARMS.items():
         found = [[100 * value for value in each] for each in values(lines, arm)]
         at = range(len(found))
         axes.fill_between(at, [min(each) for each in found], [max(each) for each in found], color=colour, alpha=0.15)
-        axes.plot(at, [statistics.mean(each) for each in found], "o-", color=colour, label=label.replace("`", ""))
+        axes.plot(at, [statistics.mean(each) for each in found], "o-", color=colour, label=told[arm])
     reached = [100 * line["sft"]["value"] for line in lines]
     axes.axhspan(min(reached), max(reached), color=GREY, alpha=0.25, linewidth=0)
     axes.axhline(statistics.mean(reached), color=GREY, linestyle="--", label=_REFERENCES.replace("`", ""))
