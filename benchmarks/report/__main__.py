@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import benchmarks.report
-from benchmarks.report import gpu_plan, matrix, memory, peers, planning, quality, real_tasks, throughput
+from benchmarks.report import feedback, gpu_plan, matrix, memory, peers, planning, quality, real_tasks, throughput
 from benchmarks.report.blocks import fill
 from benchmarks.report.pieces import Section
 from benchmarks.report.recipe_headers import headed
@@ -32,6 +32,7 @@ SECTIONS: dict[str, tuple[str, Room]] = {
     "peers_frameworks": ("peers_frameworks.json", peers.report),
     "real_tasks": ("real_tasks.jsonl", real_tasks.report),
     "matrix": ("matrix.jsonl", matrix.report),
+    "feedback": ("feedback.jsonl", feedback.report),
     "quality": ("quality.jsonl", quality.report),
     "quality_real": ("quality_real.jsonl", quality.report),
 }
