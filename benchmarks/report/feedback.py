@@ -21,7 +21,7 @@ _TEXT = (
     " and highest of them. Rounds are kept by these same rows, of both ways alike. All begin at the same start, which"
     " was told of half the things and shown how to take up what is said of an answer. Taken up is the share of new"
     " tries that were right. The teacher of `ilf` says how things were that an answer is wrong about; `rft` is told"
-    " right or wrong, and looks at its tokens between batches, so that it writes more of them than it is allowed."
+    " right or wrong, and writes as many tokens as `ilf` in each round."
     " Plain SFT is given the right answers of all prompts: what could be reached, not a rival."
 )
 

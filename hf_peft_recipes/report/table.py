@@ -50,11 +50,10 @@ def run_table(record: Mapping[str, Any]) -> Any:
     table.add_section()
     trainable, total = record["parameters"]["trainable"], record["parameters"]["total"]
     rows, stopping = record["data"]["ledger"]["rows"], record.get("stopping")
-    tokens = record["data"]["ledger"]["tokens"]
     for name, value in {
         "trainable parameters": f"{trainable:,} of {total:,} ({trainable / total:.2%})",
         "rows": f"{rows['kept']:,} kept, {rows['split']} split, {rows['truncated']} cut, {rows['dropped']} dropped",
-        "tokens": f"{tokens['total']:,}, {tokens['supervised']:,} with loss",
+        "tokens": _tokens(record),
         "tokens/s": f"{measured['tokens_per_second']:,.0f}" if measured["tokens_per_second"] else "-",
         "peak memory": f"{measured['peak_memory_bytes'] / GIB:.2f} GiB" if measured["peak_memory_bytes"] else "-",
         **({"steps": _stopped(stopping)} if stopping else {}),
@@ -92,6 +91,15 @@ def merge_table(record: Mapping[str, Any], folder: str) -> Any:
         cells = (f"{found['divergence']['mean']:.2e}", *values, found["dtype"], _size(found["size_bytes"]))
         table.add_row(name, *cells, style="bold" if name == record["into"] else "")
     return table
+
+
+def _tokens(record: Mapping[str, Any]) -> str:
+    """Return what was learned from: of rounds, what the model wrote itself, and what it was trained on."""
+    if feedback := record.get("feedback"):
+        totals = feedback["totals"]
+        return f"{totals['generated_tokens']:,} generated, {totals['trained_tokens']:,} trained on"
+    tokens = record["data"]["ledger"]["tokens"]
+    return f"{tokens['total']:,}, {tokens['supervised']:,} with loss"
 
 
 def _stopped(stopping: Mapping[str, Any]) -> str:

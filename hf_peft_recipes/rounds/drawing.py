@@ -149,10 +149,10 @@ class Drawing:
             conversations = [question.conversation for question in some]
             drawn = self._policy.answer(conversations, number, self._sampling, seed)
             for question, answers in zip(some, drawn, strict=True):
-                found += [
-                    question.answered(answer, first + at, self._tokens.count(answer))
-                    for at, answer in enumerate(answers)
-                ]
+                for at, answer in enumerate(answers):
+                    # What goes beyond the limit is not used, so that two recipes come to the same number.
+                    if not self._tokens.is_spent:
+                        found.append(question.answered(answer, first + at, self._tokens.count(answer)))
         return found
 
 
