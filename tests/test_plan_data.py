@@ -97,12 +97,12 @@ def test_documents_change_what_attention_costs():
 
 
 def test_what_is_scored_and_answered_is_what_evaluation_meets(monkeypatch, tmp_path):
-    from hf_peft_recipes import generation
-    from hf_peft_recipes.evaluation import losses as scoring
+    from hf_peft_recipes.generation import greedy
+    from hf_peft_recipes.generation import likelihoods as scoring
     from hf_peft_recipes.plan import evaluating
 
     scored, answered = [], []
-    real_losses, real_continue = scoring._batch_losses, generation._continue
+    real_losses, real_continue = scoring._batch_losses, greedy.go_on
 
     def losses(model, ids, labels, mask):
         scored.append((*ids.shape, int((labels[:, 1:] != -100).any(0).sum())))
@@ -113,7 +113,7 @@ def test_what_is_scored_and_answered_is_what_evaluation_meets(monkeypatch, tmp_p
         return real_continue(model, rows, masks, stop_ids, pad_id, max_new_tokens, *others)
 
     monkeypatch.setattr(scoring, "_batch_losses", losses)
-    monkeypatch.setattr(generation, "_continue", go_on)
+    monkeypatch.setattr(greedy, "go_on", go_on)
     monkeypatch.setattr(scoring, "BATCH_TOKENS", 600)
     recipe = get_recipe(
         "lora",

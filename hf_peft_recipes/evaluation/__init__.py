@@ -5,13 +5,12 @@ Nothing is packed here: a row never sees another one.
 
 from hf_peft_recipes.evaluation.bootstrap import intervals, resampled
 from hf_peft_recipes.evaluation.comparison import compared, difference
-from hf_peft_recipes.evaluation.losses import BATCH_LOGIT_BYTES, heaviest, padded_batches, scored_row
+from hf_peft_recipes.evaluation.losses import heaviest, scored_row
 from hf_peft_recipes.evaluation.metrics import TASKS, Task, summarize
 from hf_peft_recipes.evaluation.scores import Metrics, RowScore
 from hf_peft_recipes.evaluation.tasks import answer_tokens, evaluation_section, find_task, score_rows
 
 __all__ = [
-    "BATCH_LOGIT_BYTES",
     "TASKS",
     "Metrics",
     "RowScore",
@@ -23,7 +22,6 @@ __all__ = [
     "find_task",
     "heaviest",
     "intervals",
-    "padded_batches",
     "resampled",
     "score_rows",
     "scored_row",

@@ -10,9 +10,9 @@ from hf_peft_recipes.data import Example, Maker
 from hf_peft_recipes.data.encoders import Tagger
 from hf_peft_recipes.data.formats import BadRowError
 from hf_peft_recipes.errors import UserError
-from hf_peft_recipes.evaluation.losses import BATCH_LOGIT_BYTES, BATCH_TOKENS
 from hf_peft_recipes.evaluation.scores import RowScore
 from hf_peft_recipes.generation import generate, inference
+from hf_peft_recipes.generation.likelihoods import BATCH_LOGIT_BYTES, BATCH_TOKENS
 from hf_peft_recipes.heads import Scoring
 
 

@@ -18,9 +18,11 @@ from hf_peft_recipes.data.formats import BadRowError
 from hf_peft_recipes.data.rendering import TokenRow
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.evaluation import Metrics, find_task
+from hf_peft_recipes.generation.divergence import measure
 from hf_peft_recipes.heads import find_head, head_of
 from hf_peft_recipes.measure.facts import installed_versions
-from hf_peft_recipes.merging import combination, divergence, output
+from hf_peft_recipes.merging import combination, output
+from hf_peft_recipes.merging.divergence import measure_head
 from hf_peft_recipes.merging.request import MergeRequest, check
 from hf_peft_recipes.merging.texts import TEXTS
 from hf_peft_recipes.merging.variants import VARIANTS, build, possible_variants
@@ -164,10 +166,10 @@ def _tried(
     length = record["data"]["ledger"]["max_length"]
     rows, kind = yardstick.rows, objective_facts(recipe.objective).head
     if kind == "causal_lm":
-        moved = divergence.measure(unmerged.model, model, rows, length)
+        moved = measure(unmerged.model, model, rows, length)
     else:
         tokenizer = unmerged.renderer.tokenizer
-        moved = divergence.measure_head(head_of(kind), unmerged.model, model, rows, tokenizer, length)
+        moved = measure_head(head_of(kind), unmerged.model, model, rows, tokenizer, length)
     figures = {
         "dtype": str(model.dtype).removeprefix("torch."),
         "size_bytes": output.size_bytes(model),

@@ -12,7 +12,7 @@ from hf_peft_recipes.plan.sizes import FLOAT32
 from hf_peft_recipes.plan.step import walk_evaluation, walk_validation
 
 LOGIT_BYTES, BATCH_TOKENS = 512 * 2**20, 16_384
-"""What evaluation.py lets the float32 logits of a batch take, and how many tokens it lets in at the most."""
+"""What likelihoods.py lets the float32 logits of a batch take, and how many tokens it lets in at the most."""
 GPU_FRAGMENTATION = 0.05
 """Of what lives for a step only: rounding to 512 bytes and segments of torch's caching allocator; not measured here."""
 _ROWS, _ANSWERED = 1000, 32
@@ -65,7 +65,7 @@ def plan_evaluation(job: Job, shape: Shape) -> Evaluation:
 
 
 def _scored_batches(rows: Sequence[tuple[int, int]], most: int) -> Iterator[tuple[int, int, int]]:
-    """Yield rows, tokens a row and positions with logits of every batch, as `evaluation.padded_batches` makes them."""
+    """Yield rows, tokens a row and positions with logits of every batch, as `likelihoods.padded_batches` makes them."""
     left = sorted(rows, reverse=True)
     while left:
         width = left[0][0]

@@ -50,10 +50,10 @@ def generate(
                 _beside([1] * len(prompts[index]), [0] * len(fill), apart)
                 for index, fill in zip(batch, fills, strict=True)
             ]
-            produced = _continue(model, rows, masks, stop_ids, pad_id, max_new_tokens)
+            produced = go_on(model, rows, masks, stop_ids, pad_id, max_new_tokens)
             for index, row in zip(batch, produced, strict=True):
                 # A decoder apart begins with a token of its own, not with the prompt.
-                answers[index] = _until_stop(row[1 if apart else width :], stop_ids)
+                answers[index] = until_stop(row[1 if apart else width :], stop_ids)
     return answers
 
 
@@ -84,15 +84,15 @@ def stream(
     apart = bool(model.config.is_encoder_decoder)
     streamer = Writer(tokenizer, skip_prompt=not apart, skip_special_tokens=True)
     with inference(model):
-        produced = _continue(
+        produced = go_on(
             model, [list(prompt)], [[1] * len(prompt)], stop_ids, tokenizer.pad_token_id, max_new_tokens, streamer
         )
     return str(
-        tokenizer.decode(_until_stop(produced[0][1 if apart else len(prompt) :], stop_ids), skip_special_tokens=True)
+        tokenizer.decode(until_stop(produced[0][1 if apart else len(prompt) :], stop_ids), skip_special_tokens=True)
     )
 
 
-def _continue(
+def go_on(
     model: Any,
     rows: list[list[int]],
     masks: list[list[int]],
@@ -100,7 +100,20 @@ def _continue(
     pad_id: int,
     max_new_tokens: int,
     streamer: Any = None,
+    processors: Sequence[Any] = (),
 ) -> list[list[int]]:
+    """Return rows of token ids as upstream's `generate` makes them, what it was given before what it adds.
+
+    Args:
+        model: a causal language model, or an encoder and a decoder.
+        rows: token ids, all of one length.
+        masks: 1 where a row has a token of its own, 0 where it is filled up.
+        stop_ids: ids that end an answer.
+        pad_id: fills up rows that have ended.
+        max_new_tokens: the longest answer.
+        streamer: of transformers, for one row.
+        processors: of transformers' kind: each makes other scores of the scores, the likeliest token of which is taken.
+    """
     from transformers import GenerationConfig
 
     config = GenerationConfig(
@@ -111,15 +124,18 @@ def _continue(
         attention_mask=torch.tensor(masks, device=model.device),
         generation_config=config,
         streamer=streamer,
+        logits_processor=list(processors),
     )
     result: list[list[int]] = produced.tolist()
     return result
 
 
 def _beside(row: Sequence[int], fill: list[int], right: bool) -> list[int]:
+    """Return the row filled up on its left, or on its right."""
     return [*row, *fill] if right else [*fill, *row]
 
 
-def _until_stop(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
+def until_stop(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
+    """Return the ids before the first one that ends an answer."""
     stops = [at for at, number in enumerate(ids) if number in stop_ids]
     return list(ids[: stops[0]] if stops else ids)
