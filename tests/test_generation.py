@@ -372,8 +372,10 @@ def test_engines_are_made_by_name(lora, tokenizer, conversations):
         make_policy("transformers", served(), {"budget": 1})
     with pytest.raises(UserError, match=r"vLLM is not installed \(pip install vllm\)"):
         make_policy("vllm", served())
-    with pytest.raises(UserError, match=r"engine server: missing .* 'endpoint'"):
+    with pytest.raises(UserError, match="engine server: base_url is missing"):
         make_policy("server", served())
+    with pytest.raises(UserError, match="engine server: unknown option 'base_uri'; did you mean 'base_url'"):
+        make_policy("server", served(), {"base_uri": "http://127.0.0.1/v1"})
 
 
 class Echo:

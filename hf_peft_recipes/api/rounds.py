@@ -77,6 +77,9 @@ def _open_source(
     given = [entry.origin for path, entry in recipe.entries.items() if path[:2] in _OF_SOURCE]
     # A recipe of the Hub decides neither on the source nor on where it sends what the model says.
     origin = next((origin for origin in given if origin.startswith("hub:")), given[0])
+    for path, entry in recipe.entries.items():
+        if path[:2] == ("feedback", "engine_options") and entry.origin.startswith("hub:"):
+            raise UserError(f"{'.'.join(path)} (from {entry.origin}) says who answers: who runs the recipe does")
     return open_source(settings.source, options, origin, sources, allowed)
 
 

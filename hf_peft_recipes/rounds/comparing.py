@@ -80,7 +80,7 @@ def _plain(course: Course, trained: int, train: Train) -> dict[str, Any] | None:
     except NotTrainedError as error:
         return {"error": str(error)}
     speaker = Speaker(course, folder.training, record)
-    measured = measure(course, folder, speaker.trained, read_scores(RoundFolder(course.folder, 0)), False)
+    measured = measure(course, folder, speaker, read_scores(RoundFolder(course.folder, 0)), False)
     speaker.release()
     found = {**measured.shown(), "trained_tokens": sum(record["measured"]["series"]["tokens"])}
     write_json(folder.account, found)

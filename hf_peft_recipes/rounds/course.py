@@ -55,6 +55,11 @@ class Course:
         return int(self.recipe.value("training.seed") or 0)
 
     @property
+    def is_bf16(self) -> bool:
+        """Whether the model multiplies under autocast, as it is trained."""
+        return bool(self.recipe.value("training.bf16"))
+
+    @property
     def journal(self) -> Journal:
         """All feedback of the run."""
         return Journal(journal_path(self.folder))
@@ -141,7 +146,7 @@ def open_model(course: Course, run: Path | None, record: Mapping[str, Any] | Non
     """
     recipe, stops = course.recipe, sorted(course.renderer.stop_ids)
     model = trained.load(run, recipe, record).model if run and record else _load_start(course)
-    folder = run or _named_adapter(recipe)
+    folder = run or named_adapter(recipe)
     return TrainedModel(model, course.renderer, stops, recipe), _writer(course, folder)
 
 
@@ -151,14 +156,15 @@ def _load_start(course: Course) -> Any:
         head.model_class(), recipe.section("model"), recipe.section("quantization"),
         head.loading((), course.renderer.tokenizer), course.seed,
     )  # fmt: skip
-    if folder := _named_adapter(recipe):
+    if folder := named_adapter(recipe):
         model = adapters.load_adapter(model, folder)
     else:
         adapters.fit_vocabulary(model, course.renderer.tokenizer)
     return model.eval()
 
 
-def _named_adapter(recipe: ResolvedRecipe) -> Path | None:
+def named_adapter(recipe: ResolvedRecipe) -> Path | None:
+    """Return the folder of the adapter that the recipe goes on with, None where it names none."""
     named = recipe.value("adapter.adapter_name_or_path")
     return Path(str(named)) if named else None
 

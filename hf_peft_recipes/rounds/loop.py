@@ -76,7 +76,7 @@ def _measure_start(course: Course) -> Account:
     if account is None:
         speaker = Speaker(course, None, None)
         is_base = speaker.writer == course.base
-        measured = measure(course, folder, speaker.trained, None, is_base)
+        measured = measure(course, folder, speaker, None, is_base)
         account = {"round": 0, "kept": True, **measured.shown()}
         write_json(folder.account, account)
     return account
@@ -211,7 +211,7 @@ def _learn(
     def score() -> dict[str, Any]:
         speaker = Speaker(course, folder.training, record)
         base = read_scores(RoundFolder(course.folder, 0))
-        found = measure(course, folder, speaker.trained, base, False).shown()
+        found = measure(course, folder, speaker, base, False).shown()
         speaker.release()
         return found
 

@@ -10,12 +10,12 @@ import torch
 from hf_peft_recipes.evaluation import Metrics, RowScore, score_rows, summarize
 from hf_peft_recipes.feedback.record import as_turns
 from hf_peft_recipes.gate.questions import is_right, read_questions
-from hf_peft_recipes.generation import TransformersPolicy
 from hf_peft_recipes.rounds.course import Course
 from hf_peft_recipes.rounds.drawing import turns_of
 from hf_peft_recipes.rounds.folder import RoundFolder, read_json, write_json
+from hf_peft_recipes.rounds.speaker import Speaker
 from hf_peft_recipes.spec.objectives import objective_facts
-from hf_peft_recipes.trained import TrainedModel, on_base
+from hf_peft_recipes.trained import on_base
 
 _BUNDLED = "bundled"
 _ANSWER_TOKENS = 64
@@ -44,27 +44,26 @@ class Measured:
 
 
 def measure(
-    course: Course, folder: RoundFolder, trained: TrainedModel, base: Sequence[RowScore] | None, is_base: bool
+    course: Course, folder: RoundFolder, speaker: Speaker, base: Sequence[RowScore] | None, is_base: bool
 ) -> Measured:
     """Return a model's worth; the scores of the held-out rows are written into the round's folder.
 
     Args:
         course: of the run.
         folder: of the round.
-        trained: the model.
+        speaker: the model.
         base: scores of the same rows under the model that the first round begins with; None of that one.
         is_base: whether nothing was trained yet, so that there is no drift to measure.
     """
-    with _products(course, trained):
+    trained = speaker.trained
+    with torch.autocast(trained.model.device.type, torch.bfloat16, enabled=course.is_bf16):
         scores = score_rows(
             trained.model, course.renderer, course.held_out, course.task, course.evaluation, trained.stop_ids,
             course.max_length, objective_facts(course.recipe.objective).head,
         )  # fmt: skip
-        write_json(folder.scores, [dataclasses.asdict(score) for score in scores])
-        metrics = summarize(scores, course.task, course.evaluation, course.seed, base)
-        regression = _regression(course, trained)
-        drift = None if is_base else _drift(course, trained, scores)
-    return Measured(metrics, regression, drift)
+    write_json(folder.scores, [dataclasses.asdict(score) for score in scores])
+    metrics = summarize(scores, course.task, course.evaluation, course.seed, base)
+    return Measured(metrics, _regression(course, speaker), None if is_base else _drift(course, speaker, scores))
 
 
 def read_scores(folder: RoundFolder) -> list[RowScore]:
@@ -77,25 +76,19 @@ def _score(values: dict[str, Any]) -> RowScore:
     return RowScore(**{**values, "alternatives": tuple(values["alternatives"]), **paired})
 
 
-def _products(course: Course, trained: TrainedModel) -> Any:
-    """Multiply as training does."""
-    enabled = bool(course.recipe.value("training.bf16"))
-    return torch.autocast(trained.model.device.type, torch.bfloat16, enabled=enabled)
-
-
-def _regression(course: Course, trained: TrainedModel) -> dict[str, Any] | None:
+def _regression(course: Course, speaker: Speaker) -> dict[str, Any] | None:
     named = course.settings.regression
     if named is None:
         return None
     questions = read_questions(None if named == _BUNDLED else named)
     conversations = [as_turns(question.prompt) for question in questions]
     sampling = {"temperature": 0.0, "max_new_tokens": _ANSWER_TOKENS}
-    answers = TransformersPolicy(trained.model, course.renderer, trained.stop_ids).answer(conversations, 1, sampling, 0)
+    answers = speaker.here.answer(conversations, 1, sampling, 0)
     right = [is_right(question, answer) for question, (answer,) in zip(questions, answers, strict=True)]
     return {"questions": len(questions), "right": sum(right) / len(right)}
 
 
-def _drift(course: Course, trained: TrainedModel, scores: Sequence[RowScore]) -> float | None:
+def _drift(course: Course, speaker: Speaker, scores: Sequence[RowScore]) -> float | None:
     answered = [
         (turns_of(example), score.answer or str(example.reference))
         for example, score in zip(course.held_out, scores, strict=True)
@@ -103,6 +96,7 @@ def _drift(course: Course, trained: TrainedModel, scores: Sequence[RowScore]) ->
     ][:_DRIFT_ROWS]
     if not answered:
         return None
-    policy = TransformersPolicy(trained.model, course.renderer, trained.stop_ids)
-    found: float = policy.kl(answered, lambda work: on_base(trained, work))
-    return found
+    policy, trained = speaker.here, speaker.trained
+    if trained.has_adapter:
+        return policy.kl(answered).mean
+    return on_base(trained, lambda base: policy.kl(answered, base).mean)

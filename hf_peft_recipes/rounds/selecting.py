@@ -117,7 +117,7 @@ def _without_unlikely(
 
 def _mean_likelihoods(speaker: Speaker, pairs: Sequence[tuple[Any, str]]) -> list[float]:
     """Return the mean log-likelihood of each completion's tokens, in nats."""
-    return [total / max(tokens, 1) for total, tokens in speaker.policy.log_likelihoods(pairs)] if pairs else []
+    return [total / max(tokens, 1) for total, tokens in speaker.here.log_likelihoods(pairs)] if pairs else []
 
 
 def _replayed(course: Course, folder: RoundFolder, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

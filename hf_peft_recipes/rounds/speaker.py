@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes.feedback.record import Writer
-from hf_peft_recipes.generation import TransformersPolicy
+from hf_peft_recipes.generation import Served, make_policy
+from hf_peft_recipes.generation.engines import Engine
+from hf_peft_recipes.generation.policy import TransformersPolicy
 from hf_peft_recipes.measure.memory import release_free_memory
-from hf_peft_recipes.rounds.course import Course, open_model
+from hf_peft_recipes.rounds.course import Course, named_adapter, open_model
 from hf_peft_recipes.trained import TrainedModel
 
 
@@ -24,6 +26,7 @@ class Speaker:
         self._run = run
         self._record = record
         self._opened: tuple[TrainedModel, Writer] | None = None
+        self._engine: Engine | None = None
 
     @property
     def trained(self) -> TrainedModel:
@@ -36,14 +39,28 @@ class Speaker:
         return self._open()[1]
 
     @property
-    def policy(self) -> TransformersPolicy:
-        """What answers for it."""
+    def policy(self) -> Engine:
+        """What draws its answers: the recipe's engine."""
+        if self._engine is None:
+            course, (trained, _) = self._course, self._open()
+            adapter = self._run or named_adapter(course.recipe)
+            served = Served(
+                course.renderer, trained.stop_ids, trained.model, course.is_bf16, course.base.base,
+                (course.recipe.section("model") or {}).get("revision"), adapter if trained.has_adapter else None,
+                int(course.recipe.value("adapter.r") or 0),
+            )  # fmt: skip
+            self._engine = make_policy(course.settings.engine, served, course.settings.engine_options)
+        return self._engine
+
+    @property
+    def here(self) -> TransformersPolicy:
+        """The model itself, whichever engine draws its answers: what says how likely it holds them."""
         trained = self.trained
-        return TransformersPolicy(trained.model, self._course.renderer, trained.stop_ids)
+        return TransformersPolicy(trained.model, self._course.renderer, trained.stop_ids, bf16=self._course.is_bf16)
 
     def release(self) -> None:
         """Give the model up."""
-        self._opened = None
+        self._opened = self._engine = None
         release_free_memory()
 
     def _open(self) -> tuple[TrainedModel, Writer]:

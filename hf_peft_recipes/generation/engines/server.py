@@ -1,6 +1,7 @@
 """A server with OpenAI's interface, asked several conversations at a time."""
 
 import hashlib
+import inspect
 import json
 import time
 from collections import Counter
@@ -8,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, Protocol
 
-from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.endpoint import Endpoint
+from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.generation.engines import Conversation, Counts, Engine, Served
 
 NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
@@ -17,7 +19,7 @@ AT_ONCE = 16
 """Conversations that are under way together: enough that a server which batches them is not left waiting."""
 
 
-class Endpoint(Protocol):
+class Answering(Protocol):
     """What answers one conversation."""
 
     def complete(self, messages: Conversation, *, n: int, **sampling: Any) -> list[str]:
@@ -27,7 +29,7 @@ class Endpoint(Protocol):
 class ServerPolicy(Engine):
     """Answers of a server. Whether a seed is kept to is the server's affair."""
 
-    def __init__(self, endpoint: Endpoint, at_once: int = AT_ONCE) -> None:
+    def __init__(self, endpoint: Answering, at_once: int = AT_ONCE) -> None:
         """Args:
         endpoint: may be called by several threads.
         at_once: conversations that are under way together.
@@ -97,12 +99,17 @@ def make(served: Served, options: Mapping[str, Any]) -> ServerPolicy:
 
     Args:
         served: is not looked at.
-        options: `endpoint`, an `Endpoint`, and `at_once`.
+        options: those of `endpoint.Endpoint`, `base_url` and `model` first of all, and `at_once`; or an `endpoint`.
 
     Raises:
-        UserError: no endpoint, or an unknown option.
+        UserError: no address or model, or an unknown option.
     """
-    try:
-        return ServerPolicy(**options)
-    except TypeError as error:
-        raise UserError(f"engine server: {str(error).partition('__init__() ')[2] or error}") from None
+    given = dict(options)
+    at_once, endpoint = int(given.pop("at_once", AT_ONCE)), given.pop("endpoint", None)
+    known = [name for name in inspect.signature(Endpoint).parameters if name not in ("budget", "cache")]
+    for name in given:
+        if name not in known:
+            raise UserError(f"engine server: unknown option {name!r}{did_you_mean(name, known)}")
+    if endpoint is None and (missing := next((name for name in ("base_url", "model") if name not in given), None)):
+        raise UserError(f"engine server: {missing} is missing (feedback.engine_options.{missing})")
+    return ServerPolicy(endpoint or Endpoint(**given), at_once)
