@@ -12,6 +12,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 from conftest import ROOT, write_jsonl
+from loopback_judge import Reply, serving
 
 from hf_peft_recipes import UserError, get_recipe, list_recipes
 from hf_peft_recipes.api.recipes import Recipe
@@ -390,6 +391,40 @@ def test_what_was_said_elsewhere_is_learned_from(in_process, command, tmp_path):
     assert (one["samples"], one["corrected"], one["selection"]["rows"]) == (4, 4, 4)
     rows = [json.loads(line) for line in RoundFolder(result.folder, 1).rows.read_text().splitlines()]
     assert [row["completion"] for row in rows] == ["negative", "positive", "negative", "positive"]
+
+
+@pytest.mark.slow
+def test_servers_answer_and_judge_and_are_asked_nothing_twice(in_process, tmp_path):
+    def told(question):
+        text = question["messages"][-1]["content"]
+        if "JSON object" not in text:
+            return Reply("positive" if "great" in text else "negative")
+        good = "positive" in text.split("The answer to judge:")[1]
+        return Reply(json.dumps({"score": 10 if good else 2, "critique": "So so.", "correction": None}))
+
+    rows = [
+        {"prompt": f"Review {n}: It was {w}.", "completion": "positive"} for n in range(40) for w in ("great", "bad")
+    ]
+    with serving(told) as server:
+        address = {"base_url": server.url, "model": "m"}
+        given = {
+            **SMALL, "feedback.source": "judge", "feedback.options": address, "feedback.engine": "server",
+            "feedback.engine_options": address, "feedback.refine": None, "feedback.metric": "exact_match",
+            "evaluation.task": "exact_match",
+        }  # fmt: skip
+        result = get_recipe("ilf", dataset=rows, **given).train(tmp_path / "out", progress=False)
+        asked = len(server.asked)
+        (one,) = result.record["feedback"]["rounds"]
+        assert asked == 16
+        assert 0 < one["accepted"] < 8
+        assert one["selection"]["rows"] == one["accepted"]
+        # As if it had been killed before it could write down what was said: the server is not asked again.
+        (tmp_path / "out" / "feedback.jsonl").unlink()
+        for name in ("round-1/round.json", "round-1/steps.json", "result.json"):
+            (tmp_path / "out" / name).unlink()
+        again = get_recipe("ilf", dataset=rows, **given).train(tmp_path / "out", resume=True, progress=False)
+        assert again.record["feedback"]["rounds"][0]["accepted"] == one["accepted"]
+        assert len(server.asked) == asked + 8, "the engine draws again, the judge does not judge again"
 
 
 def test_a_recipe_of_the_hub_does_not_choose_who_is_told(monkeypatch, tmp_path):

@@ -2,7 +2,6 @@
 
 import hashlib
 import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +10,7 @@ from hf_peft_recipes.data import Example
 from hf_peft_recipes.feedback.asking import Policy
 from hf_peft_recipes.feedback.record import FeedbackRecord, Turns, Writer, row_id
 from hf_peft_recipes.feedback.samples import Sample
+from hf_peft_recipes.feedback.sources.templates import fill
 from hf_peft_recipes.rounds.settings import Rounds
 
 _AT_A_TIME = 64
@@ -170,9 +170,7 @@ def refine_turns(sample: Sample, record: FeedbackRecord, settings: Rounds) -> Tu
         "feedback": record.feedback or "It is not right.",
         "reference": sample.reference or "",
     }
-    # In one pass, and not by str.format: what a model wrote may hold braces, or the name of a place.
-    text = re.sub(rf"\{{({'|'.join(said)})\}}", lambda place: said[place[1]], settings.refine_template)
-    return (*sample.prompt[:-1], {"role": "user", "content": text})
+    return (*sample.prompt[:-1], {"role": "user", "content": fill(settings.refine_template, said)})
 
 
 def turns_of(example: Example) -> Turns:
