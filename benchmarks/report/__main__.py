@@ -8,7 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import benchmarks.report
-from benchmarks.report import feedback, gpu_plan, matrix, memory, peers, planning, quality, real_tasks, throughput
+from benchmarks.report import (
+    feedback,
+    generation,
+    gpu_plan,
+    matrix,
+    memory,
+    peers,
+    planning,
+    quality,
+    real_tasks,
+    throughput,
+)
 from benchmarks.report.blocks import fill
 from benchmarks.report.pieces import Section
 from benchmarks.report.recipe_headers import headed
@@ -26,6 +37,7 @@ SECTIONS: dict[str, tuple[str, Room]] = {
     "gpu_plan": ("gpu/plan.jsonl", gpu_plan.report),
     "throughput": ("throughput.jsonl", throughput.report),
     "throughput_bfloat16": ("throughput_bfloat16.jsonl", throughput.report),
+    "generation": ("generation.jsonl", generation.report),
     "peers_lora": ("peers_lora.json", peers.report),
     "peers_lora_bfloat16": ("peers_lora_bfloat16.json", peers.report),
     "peers_qlora": ("peers_qlora.json", peers.report),
