@@ -425,6 +425,17 @@ def test_servers_answer_and_judge_and_are_asked_nothing_twice(in_process, tmp_pa
         assert len(server.asked) == asked + 8, "the engine draws again, the judge does not judge again"
 
 
+@pytest.mark.slow
+def test_what_grows_too_long_to_be_refined_is_left_out_and_counted(in_process, tmp_path):
+    def wordy(asked):
+        return Feedback(score=float(asked.completion == asked.reference), text="No. " * 600)
+
+    result = get_recipe("ilf", feedback={"source": wordy}, **SMALL).train(tmp_path / "out", progress=False)
+    (one,) = result.record["feedback"]["rounds"]
+    assert one["refinements_too_long"] == one["samples"] - one["accepted"] > 0
+    assert one["refinements"] == 0
+
+
 def test_a_recipe_of_the_hub_does_not_choose_who_is_told(monkeypatch, tmp_path):
     from hf_peft_recipes import registry
     from hf_peft_recipes.registry import Source

@@ -15,7 +15,7 @@ from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.evaluation import answer_tokens, evaluation_section, find_task
 from hf_peft_recipes.feedback.asking import Source
 from hf_peft_recipes.feedback.journal import Journal
-from hf_peft_recipes.feedback.record import Writer
+from hf_peft_recipes.feedback.record import Turns, Writer
 from hf_peft_recipes.fingerprint import fingerprint, local_reader
 from hf_peft_recipes.heads import find_head
 from hf_peft_recipes.preflight import Examined, RunRequest
@@ -58,6 +58,14 @@ class Course:
     def is_bf16(self) -> bool:
         """Whether the model multiplies under autocast, as it is trained."""
         return bool(self.recipe.value("training.bf16"))
+
+    def fits(self, turns: Turns) -> bool:
+        """Return whether a conversation leaves room for an answer.
+
+        Args:
+            turns: up to the answer.
+        """
+        return self.max_length is None or len(self.renderer.serve(turns)) < self.max_length
 
     @property
     def journal(self) -> Journal:

@@ -12,7 +12,7 @@ from hf_peft_recipes.feedback.sources.file import File
 from hf_peft_recipes.results import RESULT_FILE
 from hf_peft_recipes.rounds import judging
 from hf_peft_recipes.rounds.course import Course
-from hf_peft_recipes.rounds.drawing import Drawing, Tokens, pick_rows, seed_of
+from hf_peft_recipes.rounds.drawing import Drawing, Tokens, pick_rows, refine_turns, seed_of
 from hf_peft_recipes.rounds.folder import RoundFolder, read_json, write_json
 from hf_peft_recipes.rounds.given import given_samples
 from hf_peft_recipes.rounds.judging import Judged, judge, known_samples
@@ -152,9 +152,11 @@ def _refine(
 
     def draw() -> dict[str, Any]:
         wrong = still_wrong(course, samples, judged, step)
-        found = _drawing(course, speaker, tokens, seed_of(seed, step)).refinements(wrong, step)
+        # With the answer and what was said of it a prompt grows, maybe beyond what the base can read.
+        fitting = [pair for pair in wrong if course.fits(refine_turns(*pair, course.settings))]
+        found = _drawing(course, speaker, tokens, seed_of(seed, step)).refinements(fitting, step)
         write_samples(path, found)
-        return _counts(found)
+        return {**_counts(found), "too_long": len(wrong) - len(fitting)}
 
     tokens.spent += steps.do(f"refine-{step}", draw)["tokens"]
     found = read_samples(path)
@@ -262,6 +264,7 @@ def _account(folder: RoundFolder, steps: Steps, samples: Sequence[Sample], judge
         "accepted": accepted(drawn),
         "refinements": len(refined),
         "refinements_accepted": accepted(refined),
+        "refinements_too_long": sum(facts.get("too_long", 0) for facts in done.values()),
         "corrected": sum(record.correction is not None for record in records.values()),
         "failures": failures,
         "requests": sum(facts.get("asked", 0) for facts in done.values()),
