@@ -433,6 +433,19 @@ def test_a_model_criticises_itself():
         said(open_source("self", {}, "a test"), ["a"])
 
 
+def test_what_the_model_cannot_read_is_told_of_its_answer_alone():
+    class Short(Policy):
+        def answer(self, conversations, samples, sampling, seed):
+            if any("long" in conversation[-1]["content"] for conversation in conversations):
+                raise UserError("prompt 0 has 600 tokens, and the model takes 512 with the answer")
+            return super().answer(conversations, samples, sampling, seed)
+
+    found = said(open_source("self", {}, "a test"), ["a", "long", "b"], Short("It is correct."))
+    assert sum(isinstance(each, Feedback) for each in found) == 2
+    refused = [str(each) for each in found if isinstance(each, SourceError)]
+    assert refused == ["self: prompt 0 has 600 tokens, and the model takes 512 with the answer"]
+
+
 def test_ones_own_verdict_may_not_hang_either():
     source = open_source("self", {"verdict": "(a+)+b"}, "a test")
     source._matching._seconds = 0.5

@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.feedback.asking import Asked, Feedback, Policy, SourceError
@@ -62,10 +63,26 @@ class SelfCritique:
         sampling = {"temperature": 0.0, "max_new_tokens": self._tokens}
         for start in range(0, len(asked), _AT_A_TIME):
             some = asked[start : start + _AT_A_TIME]
-            answers = policy.answer([self._question(one) for one in some], 1, sampling, 0)
-            critiques = [texts[0].strip() for texts in answers]
-            for one, critique, found in zip(some, critiques, self._matching.ask(critiques), strict=True):
+            told, refused = self._critiques(some, policy, sampling)
+            yield from refused
+            critiques = [critique for _, critique in told]
+            for (one, critique), found in zip(told, self._matching.ask(critiques), strict=True):
                 yield one, self._feedback(critique, found)
+
+    def _critiques(
+        self, asked: Sequence[Asked], policy: Policy, sampling: Mapping[str, Any]
+    ) -> tuple[list[tuple[Asked, str]], list[tuple[Asked, SourceError]]]:
+        """Return the critiques, and why there is none where the model cannot be asked: a question that is too long."""
+        questions = [self._question(one) for one in asked]
+        try:
+            answers = policy.answer(questions, 1, sampling, 0)
+            return [(one, texts[0].strip()) for one, texts in zip(asked, answers, strict=True)], []
+        except UserError as error:
+            if len(asked) == 1:
+                return [], [(asked[0], SourceError(f"{self.name}: {error}"))]
+        # Which of them it was, each by itself tells.
+        parts = [self._critiques([one], policy, sampling) for one in asked]
+        return [pair for told, _ in parts for pair in told], [pair for _, refused in parts for pair in refused]
 
     def _question(self, one: Asked) -> Turns:
         contents = {"prompt": one.prompt[-1]["content"], "completion": one.completion}
