@@ -100,6 +100,8 @@ def test_people_judge(tmp_path):
     with subprocess.Popen([*program, *typed["serve"], "--port", "0"], **told) as served:
         page = urllib.request.urlopen(served.stdout.readline().strip()).read()
         served.send_signal(signal.SIGINT)
+        # Its last line goes to whoever still reads.
+        served.communicate()
     assert served.returncode == 0
     assert page.endswith(b"</html>\n")
 
