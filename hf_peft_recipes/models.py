@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_peft_recipes import four_bit
+from hf_peft_recipes import collector, four_bit
 from hf_peft_recipes.embedded import EMBEDDED
 from hf_peft_recipes.errors import UserError, did_you_mean
 
@@ -87,6 +87,8 @@ def load_base(
     """
     from transformers import set_seed
 
+    # Whatever the work is, its imports are over once there is a model.
+    collector.resume()
     keywords = {key: value for key, value in (model_section or {}).items() if key != "name_or_path"}
     location, loaded = base_location(model_section), {"use_safetensors": True, "output_loading_info": True}
 

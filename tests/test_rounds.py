@@ -16,6 +16,7 @@ from loopback_judge import Reply, serving
 
 from hf_peft_recipes import UserError, get_recipe, list_recipes
 from hf_peft_recipes.api.recipes import Recipe
+from hf_peft_recipes.budget import make_budget
 from hf_peft_recipes.card import Publication, make_card
 from hf_peft_recipes.data import Example
 from hf_peft_recipes.device import detect_device
@@ -113,6 +114,19 @@ def test_judged_answers_are_not_learned_by_every_objective():
         get_recipe("lora", feedback={"rounds": 2, "source": "label"}).train()
     with pytest.raises(UserError, match=r"feedback.compare holds rounds against plain SFT, and dpo"):
         settings("feedback_dpo", compare=True)
+
+
+def test_what_asks_for_one_training_is_refused(command):
+    recipe = get_recipe("lora+ilf")
+    with pytest.raises(UserError, match="lora.ilf learns in rounds, each with a trainer of its own"):
+        recipe.build_trainer()
+    with pytest.raises(UserError, match=r"a sweep compares single trainings; search lora\+sft"):
+        recipe.sweep({"learning_rate": [1e-3, 1e-4]})
+    with pytest.raises(UserError, match="what is raced or rehearsed is one training, as sft is"):
+        recipe.train(budget=make_budget(5.0, None))
+    for words in (("train", "ilf", "--rehearse"), ("train", "ilf", "--dry_run")):
+        refused = command(*words)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
 
 
 def test_code_is_run_for_who_asks_for_it_alone():

@@ -65,6 +65,8 @@ class Recipe:
         from hf_peft_recipes.preflight import examine
 
         request, resolved = self._request(output_dir, command="build_trainer"), self._for_run()
+        if resolved.is_in_rounds:
+            raise UserError(f"{self.name} learns in rounds, each with a trainer of its own: use `train`")
         examined = examine(resolved, request)
         from hf_peft_recipes.upstream_noise import quiet
 

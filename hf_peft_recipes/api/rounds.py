@@ -44,6 +44,10 @@ def train_in_rounds(
     from hf_peft_recipes.rounds.settings import read_rounds
     from hf_peft_recipes.upstream_noise import quiet
 
+    if request.budget or request.longest:
+        raise UserError(
+            f"{recipe.name} learns in rounds: what is raced or rehearsed is one training, as {recipe.objective} is"
+        )
     if named := next((key for key in _OF_FILES if getattr(request, key)), None):
         raise UserError(f"each round begins in a process of its own, and {named} is an object here; give its name")
     settings = read_rounds(recipe)

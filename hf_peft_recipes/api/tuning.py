@@ -93,6 +93,10 @@ def run_sweep(
         raise UserError(f"--trials {trials}: at least 1 is wanted")
     if "model" in recipe.objects:
         raise UserError("each trial begins with the base anew, and model is an object here; give its name or folder")
+    if recipe.resolved.is_in_rounds:
+        raise UserError(
+            f"{recipe.name} learns in rounds, and a sweep compares single trainings; search {_plain(recipe)}"
+        )
     plan, folder = make_sweep(decide, parse_space(space), metric), sweep_folder(recipe, output_dir)
     base = decide({}, "")
     check_base(base.section("model"))
@@ -110,6 +114,12 @@ def run_sweep(
     # Objects do not go to another process.
     execute = (lambda job: _train_here(recipe, job)) if recipe.objects else run_fresh
     return SweepResult(folder, run_trials(folder, plan, trials, decide, execute, told))
+
+
+def _plain(recipe: "Recipe") -> str:
+    """Return the name of the recipe by which each round learns."""
+    method = recipe.name.split("+")[0]
+    return f"{method}+{recipe.resolved.objective}"
 
 
 def _train_here(recipe: "Recipe", job: "Job") -> "tuple[Finished, Mapping[str, Any] | None]":

@@ -6,6 +6,7 @@ import traceback
 
 import typer
 
+from hf_peft_recipes import collector
 from hf_peft_recipes.cli.benching import bench_command
 from hf_peft_recipes.cli.certifying import certify_command
 from hf_peft_recipes.cli.feedback import feedback_app
@@ -55,6 +56,7 @@ app.add_typer(feedback_app, rich_help_panel=_WORK, no_args_is_help=True)
 
 def main() -> None:
     """Run the command line; end with the exit code that `errors.EXIT_CODES` documents."""
+    collector.rest()
     try:
         app()
     except RecipeError as error:

@@ -126,6 +126,10 @@ def train_command(
     in_rounds = recipe.resolved.is_in_rounds
     if in_rounds and "RANK" in os.environ:
         raise UserError("rounds begin in one process; start it by itself, with --num_processes for its trainings")
+    if in_rounds and rehearse:
+        raise UserError(
+            "--rehearse: rounds are many trainings; rehearse one of them, by the objective that it learns by"
+        )
     if not in_rounds:
         _rehearse(recipe, rehearse)
     if not in_rounds and (num_processes is not None or accelerate_config is not None):

@@ -46,10 +46,9 @@ def classification(scores: Sequence[RowScore], base: Sequence[RowScore] | None) 
 
 def _confusion(references: Any, answers: Any, labels: list[str]) -> list[list[int]]:
     """Return counts by reference and answer; the last column is for what is no label."""
-    from sklearn.metrics import confusion_matrix
-
     known = {label: at for at, label in enumerate(labels)}
-    numbers = [[known.get(name, len(labels)) for name in names.tolist()] for names in (references, answers)]
-    # References are labels, so the last row is empty.
-    table: list[list[int]] = confusion_matrix(*numbers, labels=range(len(labels) + 1))[:-1].tolist()
+    # References are labels all of them.
+    table = [[0] * (len(labels) + 1) for _ in labels]
+    for reference, answer in zip(references.tolist(), answers.tolist(), strict=True):
+        table[known[reference]][known.get(answer, len(labels))] += 1
     return table
