@@ -118,7 +118,7 @@ def test_judged_answers_are_not_learned_by_every_objective():
 
 def test_what_asks_for_one_training_is_refused(command):
     recipe = get_recipe("lora+ilf")
-    with pytest.raises(UserError, match="lora.ilf learns in rounds, each with a trainer of its own"):
+    with pytest.raises(UserError, match=r"lora\+ilf learns in rounds, each with a trainer of its own"):
         recipe.build_trainer()
     with pytest.raises(UserError, match=r"a sweep compares single trainings; search lora\+sft"):
         recipe.sweep({"learning_rate": [1e-3, 1e-4]})
