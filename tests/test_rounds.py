@@ -330,6 +330,24 @@ def test_a_round_that_makes_it_worse_is_rolled_back(in_process, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_round_after_which_nothing_is_a_number_is_rolled_back(monkeypatch, tmp_path):
+    def broken(training, launch):
+        from safetensors.torch import load_file, save_file
+
+        finished, record = train_here(training, launch)
+        path = training.folder / "adapter_model.safetensors"
+        save_file({name: tensor * float("nan") for name, tensor in load_file(path).items()}, path)
+        return finished, record
+
+    monkeypatch.setattr("hf_peft_recipes.api.rounds._train_fresh", broken)
+    with pytest.raises(NotTrainedError, match="round 1: the loss of held-out rows is not a number"):
+        get_recipe("ilf", feedback={"source": correct}, **SMALL).train(tmp_path / "out", progress=False)
+    record = read_result(tmp_path / "out")
+    jsonschema.validate(record, read_schema())
+    assert not record["feedback"]["rounds"][0]["kept"]
+
+
+@pytest.mark.slow
 def test_people_are_waited_for_and_not_asked_twice(in_process, tmp_path):
     given = {**SMALL, "feedback.source": "human"}
     out = tmp_path / "out"

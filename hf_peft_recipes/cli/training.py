@@ -110,6 +110,8 @@ def train_command(
 
     * evaluation: --evaluation.task, --evaluation.split, --evaluation.max_rows …
 
+    * feedback, of recipes in rounds (ilf, rft …): --feedback.source, --feedback.rounds, --feedback.samples …
+
     `hf-peft-recipes show NAME` prints what a recipe sets, and why.
     """
     recipe = resolve_recipe(name, parse_flags(context.args), exact=exact, objects=_callbacks(trial))

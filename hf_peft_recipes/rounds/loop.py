@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_peft_recipes.errors import WaitingError
+from hf_peft_recipes.errors import NotTrainedError, WaitingError
 from hf_peft_recipes.feedback.record import FeedbackRecord
 from hf_peft_recipes.feedback.samples import Sample, read_samples, write_samples
 from hf_peft_recipes.feedback.sources.file import File
@@ -217,12 +217,16 @@ def _learn(
         speaker.release()
         return found
 
-    measured = steps.do("measure", score)
+    trained = {key: value for key, value in steps.done["train"].items() if key != "seconds"}
+    try:
+        measured = steps.do("measure", score)
+    except NotTrainedError as error:
+        return {"trained": trained, "kept": False, "why": str(error), "began_with": standing.number}
     metric = metric_of(course.settings, measured["metrics"])
     verdict = decide(measured, standing.account, start.account, course.settings, metric)
     return {
         **{key: value for key, value in measured.items() if key != "seconds"},
-        "trained": {key: value for key, value in steps.done["train"].items() if key != "seconds"},
+        "trained": trained,
         "seconds": {**_seconds(steps), "train": record["measured"]["total_seconds"]},
         "metric": metric,
         "kept": verdict.kept,

@@ -1,12 +1,14 @@
 """What a model is worth, round by round: held-out rows, what it could do before, and how far it is from its base."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from hf_peft_recipes.errors import NotTrainedError
 from hf_peft_recipes.evaluation import Metrics, RowScore, score_rows, summarize
 from hf_peft_recipes.feedback.record import as_turns
 from hf_peft_recipes.gate.questions import is_right, read_questions
@@ -54,6 +56,9 @@ def measure(
         speaker: the model.
         base: scores of the same rows under the model that the first round begins with; None of that one.
         is_base: whether nothing was trained yet, so that there is no drift to measure.
+
+    Raises:
+        NotTrainedError: the model gives no numbers any more.
     """
     trained = speaker.trained
     with torch.autocast(trained.model.device.type, torch.bfloat16, enabled=course.is_bf16):
@@ -61,6 +66,8 @@ def measure(
             trained.model, course.renderer, course.held_out, course.task, course.evaluation, trained.stop_ids,
             course.max_length, objective_facts(course.recipe.objective).head,
         )  # fmt: skip
+    if not all(math.isfinite(score.negative_log_likelihood) for score in scores):
+        raise NotTrainedError("the loss of held-out rows is not a number")
     write_json(folder.scores, [dataclasses.asdict(score) for score in scores])
     metrics = summarize(scores, course.task, course.evaluation, course.seed, base)
     return Measured(metrics, _regression(course, speaker), None if is_base else _drift(course, speaker, scores))
