@@ -60,7 +60,9 @@ def test(words: list[str]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Tests start processes by the hundred; without kept bytecode each compiles the package anew.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    run(PYTHON, "-m", "pytest", "-n", str(min(os.cpu_count() or 1, 8)), "--dist", "loadfile", *words)
+    # A file is one worker's; they come in the order of tests/conftest.py, which knows the long ones.
+    shared = ("-n", str(min(os.cpu_count() or 1, 8)), "--dist", "loadfile", "--no-loadscope-reorder")
+    run(PYTHON, "-m", "pytest", *shared, *words)
 
 
 def main() -> None:

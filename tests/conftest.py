@@ -24,6 +24,19 @@ FAST = {
 """Overrides that keep a training test short."""
 
 
+LONG = (
+    "real_data", "publishing_runs", "rounds", "merging", "readme", "preferences", "rehearsal", "launching", "bench",
+    "training", "publishing", "heads", "recipes", "peers", "certificate", "stop_test", "quality", "matrix", "people",
+)  # fmt: skip
+"""Files that take longest, as `--durations` has it."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long files first: a file is one worker's, and at the end short ones fill what each has left."""
+    order = {f"test_{name}": at for at, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _offline() -> None:
     # No test may depend on a hub that happens to answer.
