@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-peft-recipes-tests-")
 # No test compiles anything; bitsandbytes would get ready to in every process, 1.5 of the 4 s that its import takes.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+# Started in the background of a shell, tests would hand on to their processes that Ctrl-C is to be ignored.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 PUBLIC = Path(os.environ.get("HF_PEFT_RECIPES_PUBLIC_DATA", ROOT.parent / "shared"))
 FAST = {
     "evaluation.max_rows": 16, "data.validation_rows": 8, "eval_strategy": "no", "save_strategy": "no", "certify": "off",
