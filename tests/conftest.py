@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _offline() -> None:
     # No test may depend on a hub that happens to answer.
     os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="module")
+def whole_libraries() -> Iterator[None]:
+    """Let processes import all that users' processes do: what they take in memory is held against plans."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -22,6 +22,8 @@ from hf_peft_recipes.measure.clock import Step, count_batch, rates
 from hf_peft_recipes.measure.phases import Phases
 from hf_peft_recipes.plan.shapes import read_shape
 
+pytestmark = pytest.mark.usefixtures("whole_libraries")
+
 PARAMETERS = {
     "135m": 134.5e6, "0.5b": 494.0e6, "1b": 1.236e9, "3b": 3.213e9, "8b": 8.030e9, "32b": 32.76e9, "70b": 70.55e9,
 }  # fmt: skip

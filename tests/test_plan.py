@@ -22,6 +22,8 @@ from hf_peft_recipes.plan.job import make_job
 from hf_peft_recipes.plan.memory import plan_memory
 from hf_peft_recipes.plan.shapes import read_shape
 
+pytestmark = pytest.mark.usefixtures("whole_libraries")
+
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes", "numpy", "pydantic")
 
 

@@ -12,6 +12,8 @@ from hf_peft_recipes.device import named_device
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.rehearsal import is_due
 
+pytestmark = pytest.mark.usefixtures("whole_libraries")
+
 
 def token_rows(lengths, supervised=None):
     from datasets import Dataset

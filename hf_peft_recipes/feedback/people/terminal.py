@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.feedback.people.judging import JudgementError, as_feedback
 from hf_peft_recipes.feedback.people.keyboard import Keyboard
 from hf_peft_recipes.feedback.people.leases import alone
@@ -115,11 +116,12 @@ class _Sitting:
         while True:
             try:
                 record = self._queue.judge(self._person, sample.id, feedback)
-            except OSError as error:
+            except (OSError, UserError) as error:
                 # A full disk: the words are here as long as this waits.
-                _write(f"it cannot be saved yet: {error.strerror}; any key tries again > ")
+                reason = str(error).rpartition(": ")[2]
+                _write(f"it cannot be saved yet: {reason}; any key tries again > ")
                 if self._keyboard.key() is None:
-                    raise JudgementError(f"it cannot be saved: {error.strerror}") from None
+                    raise JudgementError(f"it cannot be saved: {reason}") from None
             else:
                 _write(f"{_verdict(record)}.\n")
                 return self._next()
