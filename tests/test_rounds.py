@@ -468,6 +468,20 @@ def test_what_grows_too_long_to_be_refined_is_left_out_and_counted(in_process, t
     assert one["refinements"] == 0
 
 
+def test_rows_with_tools_are_refused(tmp_path):
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    rows = [
+        {"messages": [
+            {"role": "user", "content": f"{n} + 1?"}, {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": str(n + 1), "name": "add"}, {"role": "assistant", "content": str(n + 1)},
+        ]}
+        for n in range(20)
+    ]  # fmt: skip
+    recipe = get_recipe("ilf", dataset=rows, **{"feedback.source": "exact"})
+    with pytest.raises(UserError, match="has rows with tools"):
+        recipe.train(tmp_path / "out", progress=False)
+
+
 def test_a_recipe_of_the_hub_does_not_choose_who_is_told(monkeypatch, tmp_path):
     from hf_peft_recipes import registry
     from hf_peft_recipes.registry import Source

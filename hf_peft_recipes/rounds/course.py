@@ -123,6 +123,10 @@ def training_rows(examples: Examples, renderer: Renderer, max_length: int | None
     for example in (row for source in examples.sources for row in source.corpus):
         if held.find(example) is not None:
             continue
+        if example.tools or any(set(turn) - {"role", "content"} for turn in example.before_reference):
+            raise UserError(
+                f"data set {examples.name!r} has rows with tools, whose calls a record of feedback has no room for"
+            )
         try:
             length = len(renderer.prompt(example))
         except BadRowError:
