@@ -15,6 +15,7 @@ from conftest import ROOT, write_jsonl
 from loopback_judge import Reply, serving
 
 from hf_peft_recipes import UserError, get_recipe, list_recipes
+from hf_peft_recipes.api import resolve_recipe
 from hf_peft_recipes.api.recipes import Recipe
 from hf_peft_recipes.budget import make_budget
 from hf_peft_recipes.card import Publication, make_card
@@ -35,6 +36,7 @@ from hf_peft_recipes.rounds.judging import judge, known_samples
 from hf_peft_recipes.rounds.keeping import decide
 from hf_peft_recipes.rounds.loop import still_wrong
 from hf_peft_recipes.rounds.settings import read_rounds
+from hf_peft_recipes.spec import Override
 
 RECIPES = ("ilf", "rft", "star", "self_refine_sft", "feedback_dpo", "feedback_kto")
 BASE = Base("me/base", "0" * 40, "mit", gated=False)
@@ -127,6 +129,22 @@ def test_what_asks_for_one_training_is_refused(command):
     for words in (("train", "ilf", "--rehearse"), ("train", "ilf", "--dry_run")):
         refused = command(*words)
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("[a-z]+", "[a-z]+"),
+        ("[^\\n]{5,}[.]", "[^\\n]{5,}[.]"),
+        ("0.5", 0.5),
+        ("true", True),
+        ("{a: 1}", {"a": 1}),
+        ("null", None),
+    ],
+)
+def test_an_option_is_read_as_what_it_is_for(word, value):
+    given = [Override("feedback.options.pattern", word, "--feedback.options.pattern", is_text=True)]
+    assert resolve_recipe("ilf", given).resolved.value("feedback.options.pattern") == value
 
 
 def test_code_is_run_for_who_asks_for_it_alone():

@@ -23,6 +23,8 @@ from hf_peft_recipes.spec.sections import (
 )
 from hf_peft_recipes.spec.upstream import Field
 
+_OPTIONS = (("feedback", "options"), ("feedback", "engine_options"))
+"""What a source of feedback, or an engine, takes."""
 Fields = Mapping[str, Mapping[str, Field]]
 
 
@@ -176,7 +178,18 @@ def _read(override: Override, path: Path, fields: Fields) -> Any:
     # A revision `1e5` and a column `2024` are names, not numbers.
     if (is_text_field or is_column) and override.value != "null":
         return override.value
+    if path[:2] in _OPTIONS and len(path) > 2:
+        return _option(override.value)
     return strict_yaml.load_scalar(override.value)
+
+
+def _option(word: str) -> Any:
+    """Return the value of an option of which only its taker knows the kind: a pattern like `[a-z]+` is no list."""
+    try:
+        value = strict_yaml.load_scalar(word)
+    except UserError:
+        return word
+    return word if isinstance(value, list) else value
 
 
 def _holds(rule: Rule, entries: Entries, facts: Mapping[str, Any]) -> bool:
