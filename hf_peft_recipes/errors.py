@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 EXIT_CODES = {
     0: "done",
@@ -14,6 +15,7 @@ EXIT_CODES = {
     7: "a recipe does not do on this machine what its receipt says",
     8: "the gate says: do not ship",
     9: "the run waits for people's feedback; the last line says how it is given, and how the run goes on",
+    10: "preempted: a signal or the time limit ended the run, which goes on with --resume; nothing was published",
     130: "interrupted from the keyboard",
 }
 
@@ -22,6 +24,8 @@ class RecipeError(Exception):
     """Base of every error that this package raises on purpose; `exit_code` is what a command ends with."""
 
     exit_code = 1
+    status = "failed"
+    """Of the record of a run that it ends."""
 
 
 class UserError(RecipeError):
@@ -56,6 +60,7 @@ class WaitingError(RecipeError):
     """The run waits for people; the last line says how they are asked, and how the run goes on."""
 
     exit_code = 9
+    status = "waiting"
 
 
 class LaunchError(RecipeError):
@@ -86,6 +91,27 @@ class GateError(RecipeError):
     """A run does not fulfil what its policy asks for."""
 
     exit_code = 8
+
+
+class PreemptedError(BaseException):
+    """The process was asked to end, by a signal or its time limit. What was done so far stands.
+
+    Like KeyboardInterrupt it is no Exception: what catches whatever fails, to go on without it, must not catch this.
+    It is raised wherever the process happens to be, the imports of libraries that do so included.
+
+    Args:
+        message: what is told.
+        reason: that was given: `SIGTERM`, `time limit of 2h50m`.
+    """
+
+    exit_code = 10
+    status = "preempted"
+    folder: Path | None = None
+    """Of the run, where it goes on with `--resume`; None where it is done, or has written nothing yet."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3) -> str:

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""A launcher's variables, which would make the process wait for others."""
+from hf_peft_recipes import supervision
+from hf_peft_recipes.errors import PreemptedError
+
+_LAUNCHED = (*supervision.OF_LAUNCHERS, *supervision.OF_WORKERS)
 _STARVED = (
     "out of memory", "outofmemory", "can't allocate memory", "cannot allocate memory", "memoryerror", "bad_alloc",
     "memory allocation of",
@@ -35,15 +37,25 @@ def run_module(module: str, *words: str, paths: Sequence[str] = ()) -> Finished:
         module: dotted name.
         words: its command line.
         paths: folders whose packages go before the installed ones.
+
+    Raises:
+        PreemptedError: this process was asked to end; so was that one, and it has ended.
     """
-    environment = {
-        key: value for key, value in os.environ.items() if key not in _LAUNCHED and not key.startswith("ACCELERATE_")
-    }
+    environment = {key: value for key, value in os.environ.items() if not _is_of_launch(key)}
     # This very code, wherever the process is started.
     found = [*paths, str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(found)
     command = [sys.executable, "-m", module, *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    process = subprocess.Popen(
+        command, env=supervision.bound(environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    written = supervision.wait_for(process)
+    return Finished(command, process.returncode, *written)
+
+
+def _is_of_launch(variable: str) -> bool:
+    """Return whether a launcher has set it, for the process that it started."""
+    return variable in _LAUNCHED or variable.startswith(("ACCELERATE_", "TORCHELASTIC_"))
 
 
 def last_words(finished: Finished) -> str:
@@ -75,7 +87,12 @@ def outcome(finished: Finished, record: Mapping[str, Any] | None) -> dict[str, A
     Args:
         finished: its process.
         record: that it left.
+
+    Raises:
+        PreemptedError: the process was asked to end, which says nothing of the run.
     """
+    if finished.returncode == PreemptedError.exit_code:
+        raise PreemptedError(last_words(finished))
     if finished.returncode == 0 and record:
         reason = record.get("unavailable")
         return {"status": "unavailable", "error": reason} if reason else {"status": "done"}

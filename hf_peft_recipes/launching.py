@@ -1,13 +1,12 @@
 """Several processes: what was asked for, what came up, and starting the launcher itself."""
 
 import os
-import subprocess
-import sys
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from hf_peft_recipes import supervision
 from hf_peft_recipes.errors import LaunchError, UserError, did_you_mean
 
 CONFIGS_FOLDER = Path(__file__).parent / "accelerate_configs"
@@ -85,7 +84,9 @@ def config_path(name: str) -> Path:
     return CONFIGS_FOLDER / f"{name}.yaml"
 
 
-def launch(arguments: Sequence[str], num_processes: int, accelerate_config: str | None, on_cpu: bool) -> int:
+def launch(
+    arguments: Sequence[str], num_processes: int, accelerate_config: str | None, on_cpu: bool, command: Sequence[str]
+) -> int:
     """Run `python -m hf_peft_recipes` with `arguments` in several processes; return the exit code.
 
     Args:
@@ -93,6 +94,7 @@ def launch(arguments: Sequence[str], num_processes: int, accelerate_config: str 
         num_processes: how many processes to start on this machine.
         accelerate_config: name or path of an accelerate configuration; None takes `single` for one process, else `ddp`.
         on_cpu: whether the processes are to work together over gloo on the CPU.
+        command: the words as the user gave them, for the run's record.
 
     Raises:
         UserError: no such configuration, or fewer than one process.
@@ -101,14 +103,10 @@ def launch(arguments: Sequence[str], num_processes: int, accelerate_config: str 
         raise UserError(f"--num_processes {num_processes}: at least 1 is wanted")
     path = config_path(accelerate_config or ("single" if num_processes == 1 else "ddp"))
     environment = {**os.environ, ASKED_VARIABLE: str(num_processes)}
+    environment[supervision.COMMAND_VARIABLE] = shlex.join(command)
     if on_cpu:
         environment["ACCELERATE_USE_CPU"] = "true"
     # Threads of several processes on the same cores hinder each other.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
-    options = ["--config_file", str(path), "--num_processes", str(num_processes)]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", "hf_peft_recipes", *arguments]
-    return _exit_code(subprocess.run(command, env=environment, check=False))
-
-
-def _exit_code(finished: Any) -> int:
-    return int(finished.returncode) if finished.returncode >= 0 else 128 - int(finished.returncode)
+    options = ["--config_file", str(path), "--num_processes", str(num_processes), "-m", "hf_peft_recipes", *arguments]
+    return supervision.launch_workers(options, environment)

@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.util import find_spec
@@ -13,7 +16,8 @@ from hf_peft_recipes.budget import Budget
 from hf_peft_recipes.data.loading import read
 from hf_peft_recipes.data.reading import Examples
 from hf_peft_recipes.data.shapes import SHAPES, check_shape
-from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.errors import PreemptedError, UserError
+from hf_peft_recipes.lock import sole_writer
 from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE, read_result
 from hf_peft_recipes.scorers.rewards import read_rewards
 from hf_peft_recipes.spec import ResolvedRecipe
@@ -99,6 +103,31 @@ def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
             "name its column, --data.columns.prompt … --data.columns.completion …"
         )
     return Examined(output_dir, examples)
+
+
+@contextmanager
+def one_run(request: RunRequest) -> Iterator[None]:
+    """Hold the run's folder against other runs for the block; tell who is asked to end meanwhile how it goes on.
+
+    Args:
+        request: with a folder.
+
+    Raises:
+        UserError: another process holds it.
+        PreemptedError: as the block raises it.
+    """
+    folder, began = request.output_dir, time.time()
+    if request.dry_run or folder is None or launching.rank_from_environment():
+        yield
+        return
+    with sole_writer(folder, "run"):
+        try:
+            yield
+        except PreemptedError as error:
+            path = folder / RESULT_FILE
+            if path.is_file() and (request.resume or path.stat().st_mtime >= began):
+                error.folder = None if read_result(folder)["status"] == "done" else folder
+            raise
 
 
 def run_folder(recipe: ResolvedRecipe, request: RunRequest) -> Path:

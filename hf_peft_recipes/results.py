@@ -1,15 +1,13 @@
 """The record of a run, `result.json`: written atomically, read back, and held to a schema that ships."""
 
-import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.errors import PreemptedError, RecipeError, UserError
 from hf_peft_recipes.redaction import redact
 
 SCHEMA_VERSION = 1
@@ -38,23 +36,16 @@ def write_result(folder: Path, record: Mapping[str, Any]) -> None:
     write_text(folder / RESULT_FILE, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-@contextmanager
-def sole_writer(folder: Path, what: str) -> Iterator[None]:
-    """Hold a folder against other processes that would write the same, as long as this one lives.
+def ending(error: BaseException) -> dict[str, Any]:
+    """Return what a record says of the error that ended its run: `status`, `exit_code`, `error`.
 
     Args:
-        folder: that is written to.
-        what: is written there, `sweep`.
-
-    Raises:
-        UserError: another process holds it.
+        error: any; one of ours knows its status and exit code.
     """
-    with (folder / f"{what}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"a {what} is running in {str(folder)!r}; use another --output_dir") from None
-        yield
+    status, code = "failed", 130 if isinstance(error, KeyboardInterrupt) else 1
+    if isinstance(error, (RecipeError, PreemptedError)):
+        status, code = error.status, error.exit_code
+    return {"status": status, "exit_code": code, "error": f"{type(error).__name__}: {error}"}
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from hf_peft_recipes import certificate, launching, results, saving
+from hf_peft_recipes import certificate, launching, preemption, results, saving
 from hf_peft_recipes.assembly import Prepared, prepare
 from hf_peft_recipes.data import Example
-from hf_peft_recipes.errors import RecipeError
 from hf_peft_recipes.evaluation import Metrics, compared, evaluation_section, find_task, score_rows, summarize
 from hf_peft_recipes.hub.request import PushRequest
 from hf_peft_recipes.hub.runs import publish_run, reserve_place
@@ -25,7 +24,7 @@ from hf_peft_recipes.report.plot import plot_losses
 from hf_peft_recipes.spec import ResolvedRecipe, recipe_file
 from hf_peft_recipes.spec.objectives import objective_facts
 from hf_peft_recipes.spec.serialize import with_absolute_paths
-from hf_peft_recipes.stopping import BestCheckpoint, BudgetEnd
+from hf_peft_recipes.stopping import BestCheckpoint, BudgetEnd, PreemptionEnd
 
 
 def run(
@@ -44,26 +43,22 @@ def run(
         NotTrainedError: training ran and did not train; the folder's record says so.
         CertificateError: what was saved does not load as what was trained.
         HubError: the run is done and was not published; the folder is whole.
+        PreemptedError: the process was asked to end; the folder's record says so.
     """
     if request.dry_run:
         return _dry_run(recipe, request, examined)
     folder, started = examined.output_dir, time.perf_counter()
-    first = launching.rank_from_environment() == 0
-    made = first and not folder.exists()
     checkpoints = None
-    try:
-        if publication and first:
-            checkpoints = reserve_place(recipe, request, publication)
-        prepared = prepare(recipe, request, examined)
-    except RecipeError:
-        if made and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
+    if publication and launching.rank_from_environment() == 0:
+        checkpoints = reserve_place(recipe, request, publication)
+    preemption.doing("while loading")
+    prepared = prepare(recipe, request, examined)
     record, main = _record(recipe, request, examined, prepared), prepared.world.is_main
     clock = _callback(prepared.trainer, StepClock)
     try:
         if checkpoints:
             prepared.trainer.add_callback(checkpoints)
+        prepared.trainer.add_callback(PreemptionEnd())
         if main:
             # Only now that nothing can be refused any more is the earlier run given up.
             if request.overwrite:
@@ -78,8 +73,7 @@ def run(
             prepared.phases.lap("certify")
         record |= {"status": "done", "exit_code": 0}
     except BaseException as error:
-        code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
-        record |= {"status": "failed", "exit_code": code, "error": f"{type(error).__name__}: {error}"}
+        record |= results.ending(error)
         raise
     finally:
         if main:
@@ -89,7 +83,8 @@ def run(
             record["measured"] |= {"total_seconds": time.perf_counter() - started, "phases": prepared.phases.shown()}
             if checkpoints:
                 record["published_checkpoints"] = checkpoints.result()
-            results.write_result(folder, record)
+            with preemption.deferred():
+                results.write_result(folder, record)
     if publication and main:
         publish_run(folder, publication, record)
     return record
@@ -103,10 +98,13 @@ def _train(
     clock, proof = _callback(trainer, StepClock), _callback(trainer, TrainingProof)
     examples = prepared.data.held_out
     task = find_task(examples, (recipe.section("evaluation") or {})["task"], objective_facts(recipe.objective).head)
+    preemption.doing("before the first step")
     before = _evaluate(recipe, prepared, examples, task)
     phases.lap("evaluate")
     phases.settle()
-    trainer.train(resume_from_checkpoint=str(last_checkpoint(folder)) if request.resume else None)
+    with preemption.deferred():
+        trainer.train(resume_from_checkpoint=str(last_checkpoint(folder)) if request.resume else None)
+    preemption.doing("after the last step")
     record["measured"] |= {"peak_memory_bytes": phases.peak_memory_bytes("train"), **clock.result()}
     record["loss_curve"] = [_point(log) for log in trainer.state.log_history if "loss" in log or "eval_loss" in log]
     record["proof"] = proof.result()

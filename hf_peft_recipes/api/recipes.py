@@ -224,8 +224,11 @@ class Recipe:
         progress: bool = True,
         command: str | None = None,
         publication: "PushRequest | None" = None,
+        max_seconds: float | None = None,
     ) -> RunResult:
         """Train, evaluate before and after, save; return the run's result.
+
+        In the main thread the run listens to SIGTERM, SIGINT and SIGUSR1, and ends with a checkpoint where they come.
 
         Args:
             output_dir: the run's folder; by default a new one below `runs/`.
@@ -239,9 +242,11 @@ class Recipe:
             progress: show how far it is.
             command: what started the run, for its record.
             publication: where the run goes on the Hub when it is done.
+            max_seconds: after which the run ends, with a checkpoint; counted from this call.
 
         Raises:
-            UserError: a mistake in what was asked; nothing has been written then.
+            UserError: a mistake in what was asked; nothing has been written then. Another process writes in the folder.
+            PreemptedError: a signal or the time limit ended the run, which goes on with `resume`.
             LaunchError: other processes came up than were asked for.
             NotTrainedError: the run stopped itself: tensors did not train, or no round was better than the start.
             SourceError: a source of feedback failed too often.
@@ -249,7 +254,8 @@ class Recipe:
             CertificateError: what was saved does not load as what was trained.
             HubError: the run is done, its folder whole, and it could not be published.
         """
-        from hf_peft_recipes.preflight import examine
+        from hf_peft_recipes.preemption import watching
+        from hf_peft_recipes.preflight import one_run, run_folder
 
         told = command or f"hf_peft_recipes.get_recipe({self.name!r}, …).train()"
         request = self._request(
@@ -257,14 +263,20 @@ class Recipe:
             progress=progress, launch=launch,
         )  # fmt: skip
         resolved = self._for_run()
-        if resolved.is_in_rounds:
-            from hf_peft_recipes.api.rounds import train_in_rounds
+        request.output_dir = run_folder(resolved, request)
+        with watching(max_seconds), one_run(request):
+            if resolved.is_in_rounds:
+                from hf_peft_recipes.api.rounds import train_in_rounds
 
-            return RunResult(*train_in_rounds(resolved, request, publication))
-        self.rehearse(rehearse)
-        examined = examine(resolved, request)
+                return RunResult(*train_in_rounds(resolved, request, publication))
+            self.rehearse(rehearse)
+            return self._train(resolved, request, publication)
+
+    def _train(self, resolved: ResolvedRecipe, request: "RunRequest", publication: "PushRequest | None") -> RunResult:
+        from hf_peft_recipes.preflight import examine
         from hf_peft_recipes.upstream_noise import quiet
 
+        examined = examine(resolved, request)
         with quiet():
             # Imported once the cheap checks are through: it brings torch and everything else along.
             from hf_peft_recipes.runner import run
@@ -298,13 +310,16 @@ class Recipe:
 
         Raises:
             UserError: a mistake in the space, or one that every trial would make.
+            PreemptedError: a signal ended the sweep, and the trial that ran; it goes on when it is called again.
         """
         from hf_peft_recipes.api.tuning import run_sweep
+        from hf_peft_recipes.preemption import watching
 
         def decide(settings: Mapping[str, Any], origin: str) -> ResolvedRecipe:
             return self._with(settings, origin)._for_run()
 
-        return run_sweep(self, decide, space, trials, output_dir, metric, progress)
+        with watching():
+            return run_sweep(self, decide, space, trials, output_dir, metric, progress)
 
     def _for_run(self, device: Device | None = None) -> ResolvedRecipe:
         """Return the recipe for training: with neither model nor data, that of the embedded demo."""

@@ -16,7 +16,9 @@ from hf_peft_recipes.cli.printing import print_json, print_rich
 from hf_peft_recipes.cli.publishing import HUB, BaseModel, CreatePr, PushBase, Tag, print_outcome
 from hf_peft_recipes.cli.recipes import AsJson, Exact, Name
 from hf_peft_recipes.embedded import EMBEDDED
-from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.errors import PreemptedError, UserError
+from hf_peft_recipes.preemption import parse_duration, process_age, watching
+from hf_peft_recipes.supervision import register, told_command
 
 RUN, LAUNCH = "The run", "Several processes"
 
@@ -52,6 +54,14 @@ def train_command(
     ] = None,
     longest: Annotated[bool, typer.Option("--longest", hidden=True)] = False,
     trial: Annotated[str | None, typer.Option("--trial", hidden=True)] = None,
+    max_time: Annotated[
+        str | None,
+        typer.Option(
+            "--max_time",
+            help="End with a checkpoint after 90s, 45m, 2h50m, 1d2h since the command began.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
     budget_seconds: Annotated[float | None, typer.Option("--budget_seconds", hidden=True)] = None,
     budget_tokens: Annotated[int | None, typer.Option("--budget_tokens", hidden=True)] = None,
     exact: Exact = False,
@@ -114,6 +124,9 @@ def train_command(
 
     `hf-peft-recipes show NAME` prints what a recipe sets, and why.
     """
+    context.with_resource(watching())
+    register()
+    max_seconds = None if max_time is None else parse_duration(max_time)
     recipe = resolve_recipe(name, parse_flags(context.args), exact=exact, objects=_callbacks(trial))
     told = {
         "private": hub_private_repo, "revision": hub_revision, "create_pr": create_pr, "tag": tag,
@@ -138,17 +151,26 @@ def train_command(
         words = [*_without(sys.argv[1:], ("--num_processes", "--accelerate_config")), "--no-rehearse"]
         on_cpu = bool(recipe.resolved.value("training.use_cpu"))
         raise typer.Exit(
-            launching.launch(words, 1 if num_processes is None else num_processes, accelerate_config, on_cpu)
-        )
+            launching.launch(
+                words, 1 if num_processes is None else num_processes, accelerate_config, on_cpu,
+                ["hf-peft-recipes", *sys.argv[1:]],
+            )
+        )  # fmt: skip
+    context.with_resource(watching(max_seconds, process_age()))
     main = launching.rank_from_environment() == 0
     if main and recipe.resolved.value("model.name_or_path") in EMBEDDED and recipe.resolved.value("data.dataset"):
         print("no --model: the embedded tiny model is trained", file=sys.stderr)
-    command = shlex.join(["hf-peft-recipes", *sys.argv[1:]])
-    result = recipe.train(
-        output_dir, overwrite=overwrite, resume=resume, dry_run=dry_run, longest=longest,
-        budget=make_budget(budget_seconds, budget_tokens), launch=_launch(num_processes, accelerate_config),
-        rehearse=False, progress=main, command=command, publication=publication,
-    )  # fmt: skip
+    command = told_command(shlex.join(["hf-peft-recipes", *sys.argv[1:]]))
+    try:
+        result = recipe.train(
+            output_dir, overwrite=overwrite, resume=resume, dry_run=dry_run, longest=longest,
+            budget=make_budget(budget_seconds, budget_tokens), launch=_launch(num_processes, accelerate_config),
+            rehearse=False, progress=main, command=command, publication=publication,
+        )  # fmt: skip
+    except PreemptedError as error:
+        if main and error.folder:
+            print(f"go on with:\n  {_going_on(command, error.folder)}", file=sys.stderr)
+        raise
     if not main:
         return
     if as_json:
@@ -159,6 +181,13 @@ def train_command(
         print(f"dry run: one step of {result.record['recipe']} with loss {losses[0]:.4f}; nothing was written")
         return
     _print_result(result.record, str(result.folder))
+
+
+def _going_on(command: str, folder: Path) -> str:
+    """Return the command by which a run that was ended goes on; a foreign launcher's words are for the user to add."""
+    words = [word for word in shlex.split(command) if word not in ("--overwrite", "--resume")]
+    words += [] if any(word.startswith("--output_dir") for word in words) else ["--output_dir", str(folder)]
+    return shlex.join([*words, "--resume"])
 
 
 def _launch(num_processes: int | None, accelerate_config: str | None) -> tuple[str, ...]:

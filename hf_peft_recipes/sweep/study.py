@@ -48,9 +48,9 @@ class Study:
             trial.set_user_attr("cut_off", True)
         self.fail(trial, why)
 
-    def interrupt(self, trial: Trial) -> None:
-        """Take the running trial for failed because of the keyboard, and let its values be tried again."""
-        self.give_up(trial, self._frozen(trial.number), "cut off: interrupted from the keyboard")
+    def interrupt(self, trial: Trial, why: str) -> None:
+        """Take the running trial for failed because the sweep is to end, and let its values be tried again."""
+        self.give_up(trial, self._frozen(trial.number), f"cut off: {why}")
 
     def ask(self) -> Trial:
         """Return the next trial, with its values."""
