@@ -33,6 +33,10 @@ class _Watch:
         self.depth = 0
         """Blocks of `watching` that are open."""
         self.deferrals = 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was asked."""
         self.reason = ""
         """Why the process is to end; empty while nobody has asked."""
         self.told_at = 0.0
@@ -98,8 +102,6 @@ def watching(max_seconds: float | None = None, spent_seconds: float = 0.0) -> It
         return
     former = {}
     if _watch.depth == 0:
-        _watch.reason, _watch.told_at, _watch.interrupted_at = "", 0.0, 0.0
-        _watch.limit = _watch.stage = ""
         # The time limit comes as SIGUSR1.
         limited = () if max_seconds is None else (signal.SIGUSR1,)
         wanted = [one for one in SIGNALS if one in limited or signal.getsignal(one) is not signal.SIG_IGN]
@@ -120,6 +122,8 @@ def watching(max_seconds: float | None = None, spent_seconds: float = 0.0) -> It
         _watch.depth -= 1
         for one, handler in former.items():
             signal.signal(one, handler)
+        if _watch.depth == 0:
+            _watch.clear()
 
 
 @contextmanager
@@ -129,12 +133,14 @@ def deferred() -> Iterator[None]:
     Raises:
         PreemptedError: at the end of the block, where the process was asked meanwhile and nobody was told.
     """
+    asked_before = bool(_watch.reason)
     _watch.deferrals += 1
     try:
         yield
     finally:
         _watch.deferrals -= 1
-    if _watch.reason and not _watch.told_at and not _watch.deferrals:
+    # Another error may have taken the place of what was asked before: it must not be lost over this.
+    if _watch.reason and not asked_before and not _watch.told_at and not _watch.deferrals:
         raise _watch.error()
 
 

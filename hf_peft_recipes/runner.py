@@ -109,11 +109,14 @@ def _train(
     before = _evaluate(recipe, prepared, examples, task)
     phases.lap("evaluate")
     phases.settle()
-    with preemption.deferred():
-        trainer.train(resume_from_checkpoint=examined.resumption.path if examined.resumption else None)
+    try:
+        with preemption.deferred():
+            trainer.train(resume_from_checkpoint=examined.resumption.path if examined.resumption else None)
+    finally:
+        logs = trainer.state.log_history
+        record["loss_curve"] = [_point(log) for log in logs if "loss" in log or "eval_loss" in log]
     preemption.doing("after the last step")
     record["measured"] |= {"peak_memory_bytes": phases.peak_memory_bytes("train"), **clock.result()}
-    record["loss_curve"] = [_point(log) for log in trainer.state.log_history if "loss" in log or "eval_loss" in log]
     record["proof"] = proof.result()
     best, budget = _callback(trainer, BestCheckpoint), _callback(trainer, BudgetEnd)
     if best and best.result():
