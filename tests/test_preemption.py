@@ -300,7 +300,7 @@ def test_whoever_is_asked_first_all_say_the_same(monkeypatch):
         lambda reasons, mine, **_: reasons.__setitem__(slice(2), [mine, "SIGUSR1"]),
     )
     state = SimpleNamespace(global_step=3, max_steps=9, epoch=0.5)
-    with pytest.raises(PreemptedError, match="preempted at step 3 of 9 .SIGUSR1.") as caught:
+    with pytest.raises(PreemptedError, match=r"preempted at step 3 of 9 \(SIGUSR1\)") as caught:
         ending.on_save(arguments, state, SimpleNamespace())
     assert caught.value.reason == "SIGUSR1"
 
@@ -523,7 +523,7 @@ def test_what_still_reads_for_a_run_that_was_killed_is_waited_for(tmp_path, monk
     """A worker that reads data was forked with the lock open, and ends some moments after the run."""
     monkeypatch.setattr(lock, "_is_gone", lambda holder: True)
     monkeypatch.setattr(lock, "_LINGERING_SECONDS", 20)
-    held = open(tmp_path / lock.LOCK_FILE, "w")  # noqa: SIM115
+    held = (tmp_path / lock.LOCK_FILE).open("w")
     fcntl.flock(held, fcntl.LOCK_EX)
     threading.Timer(0.4, held.close).start()
     with lock.sole_writer(tmp_path, "run"):
