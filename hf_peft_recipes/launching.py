@@ -24,6 +24,9 @@ class World:
     kind: str
     """accelerate's name of the engine: `NO`, `MULTI_GPU`, `MULTI_CPU`, `FSDP`, `DEEPSPEED` …"""
 
+    shards: bool = False
+    """Whether a pass through the model takes all processes, each of which may hold a part of it alone."""
+
     @property
     def is_main(self) -> bool:
         """Whether this process is the one that writes and prints."""
@@ -62,7 +65,8 @@ def check_world(world: World, environment: Mapping[str, str]) -> None:
             f"in one folder. On a CPU, `--use_cpu true` joins them; see `--accelerate_config ddp`"
         )
     for variable, kind in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DEEPSPEED")):
-        if environment.get(variable, "false").lower() == "true" and world.kind != kind:
+        # On GPUs processes are joined first; what they then work by is known once there is a trainer (`engines`).
+        if environment.get(variable, "false").lower() == "true" and world.kind in ("NO", "MULTI_CPU"):
             raise LaunchError(f"{kind} was asked for and {world.kind} came up; {kind} has no path on this device")
 
 
