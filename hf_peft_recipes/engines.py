@@ -22,6 +22,8 @@ SHARDING = ("FSDP", "DEEPSPEED")
 LOOKING_STARTS = ("eva", "corda", "lora_ga", "pissa", "olora", "loftq", "orthogonal", "mica")
 """Values of `init_lora_weights` that begin with the base's weights, or with what it makes of data."""
 
+VIRTUAL = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -35,8 +37,6 @@ class Asked:
     zero_stage: int = 0
     loads_once: bool = False
     """Whether the first process alone reads the base: the others hold whatever was in their memory until it is split."""
-    shards_are_saved: bool = False
-    """Whether checkpoints hold shards (`SHARDED_STATE_DICT`), which have no adapter that could be loaded."""
 
     @property
     def name(self) -> str:
@@ -69,7 +69,6 @@ def read_config(path: Path) -> Asked:
         fsdp_version=_number(fsdp.get("fsdp_version"), 1),
         zero_stage=_stage(deepspeed.get("zero_stage"), deepspeed.get("deepspeed_config_file")),
         loads_once=_true(fsdp.get("fsdp_cpu_ram_efficient_loading")),
-        shards_are_saved=str(fsdp.get("fsdp_state_dict_type", "SHARDED_STATE_DICT")) != "FULL_STATE_DICT",
     )
 
 
@@ -84,7 +83,6 @@ def read_environment(environment: Mapping[str, str]) -> Asked:
         return Asked(
             "FSDP", world, _number(environment.get("FSDP_VERSION"), 1),
             loads_once=_true(environment.get("FSDP_CPU_RAM_EFFICIENT_LOADING")),
-            shards_are_saved=environment.get("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT") != "FULL_STATE_DICT",
         )  # fmt: skip
     if _true(environment.get("ACCELERATE_USE_DEEPSPEED")):
         file = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
@@ -102,7 +100,7 @@ def check_recipe(recipe: ResolvedRecipe, asked: Asked) -> None:
         asked: which engine.
     """
     if asked.kind == "DEEPSPEED" and find_spec("deepspeed") is None:
-        raise UserError(f"{asked.name} comes from a package that is not installed: pip install deepspeed")
+        raise UserError(f"{asked.name} comes from a package that is not installed: pip install 'hf-peft-recipes[deepspeed]'")
     for refusal in REFUSED:
         if refusal.engine(asked) and (found := refusal.recipe(recipe)):
             raise UserError(f"recipe {recipe.name!r}: {found} does not go with {asked.name}: {refusal.reason}")
@@ -186,6 +184,17 @@ def _projecting_optimizer(recipe: ResolvedRecipe) -> str | None:
     return f"training.optim {optimizer}" if optimizer.startswith(("galore", "apollo", "lomo", "adalomo")) else None
 
 
+def _single_tokens(recipe: ResolvedRecipe) -> str | None:
+    if str(recipe.value("adapter.peft_type")).upper() == "TRAINABLE_TOKENS":
+        return "adapter.peft_type TRAINABLE_TOKENS"
+    return "adapter.trainable_token_indices" if recipe.value("adapter.trainable_token_indices") else None
+
+
+def _virtual_tokens(recipe: ResolvedRecipe) -> str | None:
+    kind = str(recipe.value("adapter.peft_type")).upper()
+    return f"adapter.peft_type {kind}" if kind in VIRTUAL else None
+
+
 REFUSED = (
     Refusal(
         lambda asked: asked.kind == "FSDP", _on_cpu,
@@ -205,6 +214,16 @@ REFUSED = (
         lambda asked: asked.loads_once or asked.zero_stage == 3, _looking_start,
         "it begins with the base's weights, of which a process may not hold any yet; --init_lora_weights true needs "
         "none, --accelerate_config ddp holds all of them",
+    ),
+    Refusal(
+        _splits, _single_tokens,
+        "an embedding whose rows train one by one cannot be tied to its head again once it is split; "
+        "--accelerate_config ddp holds it whole",
+    ),
+    Refusal(
+        _splits, _virtual_tokens,
+        "PEFT reads its virtual tokens outside of a pass through the model too, where a process holds a part of them; "
+        "lora and --accelerate_config ddp do",
     ),
     Refusal(
         lambda asked: asked.kind in SHARDING, _projecting_optimizer,
