@@ -1,4 +1,4 @@
-"""Engines that carry a run over several processes: what a configuration asks for, what does not go with it, what came up.
+"""Engines that carry a run over several processes: what is asked for, what does not go with it, what came up.
 
 accelerate decides in three places: its launcher by a file and flags, the launched process by variables, the trainer by
 its arguments. Where they differ it takes one of them without a word, so each is read here and compared.
@@ -36,7 +36,7 @@ class Asked:
     fsdp_version: int = 1
     zero_stage: int = 0
     loads_once: bool = False
-    """Whether the first process alone reads the base: the others hold whatever was in their memory until it is split."""
+    """Whether the first process alone reads the base: the others hold nothing of it until it is split."""
 
     @property
     def name(self) -> str:
@@ -100,7 +100,9 @@ def check_recipe(recipe: ResolvedRecipe, asked: Asked) -> None:
         asked: which engine.
     """
     if asked.kind == "DEEPSPEED" and find_spec("deepspeed") is None:
-        raise UserError(f"{asked.name} comes from a package that is not installed: pip install 'hf-peft-recipes[deepspeed]'")
+        raise UserError(
+            f"{asked.name} comes from a package that is not installed: pip install 'hf-peft-recipes[deepspeed]'"
+        )
     for refusal in REFUSED:
         if refusal.engine(asked) and (found := refusal.recipe(recipe)):
             raise UserError(f"recipe {recipe.name!r}: {found} does not go with {asked.name}: {refusal.reason}")
@@ -198,13 +200,13 @@ def _virtual_tokens(recipe: ResolvedRecipe) -> str | None:
 REFUSED = (
     Refusal(
         lambda asked: asked.kind == "FSDP", _on_cpu,
-        "it has no path on a CPU (accelerate makes DDP of FSDP2 there, and FSDP1 raises); --accelerate_config ddp joins "
-        "processes on CPUs",
+        "it has no path on a CPU (accelerate makes DDP of FSDP2 there, and FSDP1 raises); --accelerate_config ddp "
+        "joins processes on CPUs",
     ),
     Refusal(
         _splits, _bytes_of_4_bits,
-        "weights in 4 bits are split as the numbers that they are stored as, which must be of the dtype that parameters "
-        "are gathered in",
+        "weights in 4 bits are split as the numbers that they are stored as, which must be of the dtype that "
+        "parameters are gathered in",
     ),
     Refusal(
         _splits, _in_8_bits,

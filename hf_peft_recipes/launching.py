@@ -111,7 +111,7 @@ def machine_options(given: Mapping[str, str | int | None]) -> list[str]:
     machines = int(named.get("num_machines") or 1)
     missing = [name for name in MACHINE_FLAGS if name not in named] if machines > 1 else []
     if missing:
-        raise UserError(f"--num_machines {machines} needs --{missing[0]} too, the same command on each machine but for it")
+        raise UserError(f"--num_machines {machines} needs --{missing[0]} too")
     return [word for name, value in named.items() for word in (f"--{name}", str(value))]
 
 
@@ -139,7 +139,9 @@ def launch(
     if num_processes < 1:
         raise UserError(f"--num_processes {num_processes}: at least 1 is wanted")
     if num_processes % num_machines:
-        raise UserError(f"--num_processes {num_processes} is the number on all {num_machines} machines: each has as many")
+        raise UserError(
+            f"--num_processes {num_processes} is the number on all {num_machines} machines, each of which has as many"
+        )
     path = config_path(accelerate_config or ("single" if num_processes == 1 else "ddp"))
     environment = {**os.environ, ASKED_VARIABLE: str(num_processes)}
     if on_cpu:

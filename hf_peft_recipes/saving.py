@@ -51,9 +51,7 @@ def save(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path, is_m
         certificate.write_statement(folder, statement)
 
 
-def _write(
-    model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path, tensors: dict[str, Any] | None
-) -> None:
+def _write(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path, tensors: dict[str, Any] | None) -> None:
     """Write weights, tokenizer and the base's fingerprint; of `tensors` where the model holds parts alone."""
     had_card = (folder / _CARD).exists()
     # Beside it stands, after preference optimisation, a copy of the adapter as it was before.

@@ -1,6 +1,7 @@
 """Tensors of which each process holds a part: the part, and the whole.
 
-FSDP2 keeps parameters as `DTensor`, ZeRO-3 empties them and keeps a flat part beside them. What is said of a tensor by
+FSDP2 keeps parameters as `DTensor`; DeepSpeed keeps a float32 copy of what trains in flat parts, and ZeRO-3 empties the
+parameters themselves. What is said of a tensor by
 itself (has it moved, has it a gradient) is said of each part; what is written is the whole, which takes all processes.
 """
 
@@ -21,16 +22,29 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
         tensor: a parameter, or its gradient.
     """
     if _is_split(tensor):
-        part: torch.Tensor = tensor.to_local()  # type: ignore[attr-defined]
+        part: torch.Tensor = tensor.to_local()
         return part
-    # ZeRO-3 leaves an empty tensor in place of one that it has split.
-    part = getattr(tensor, "ds_tensor", None)
-    return tensor if part is None or tensor.numel() else part
+    stage3, mapping = getattr(tensor, "_z3_optimizer", None), getattr(tensor, "_hp_mapping", None)
+    # What DeepSpeed steps on: a parameter in bfloat16 beside it may stay where it is for many steps.
+    if stage3 is not None and tensor.requires_grad:
+        found: torch.Tensor = stage3.get_local_fp32_param(tensor)
+        return found
+    if mapping is not None:
+        held: torch.Tensor = mapping.get_hp_fragment()
+        return held
+    # ZeRO-3 empties the parameter, and fills it while it is needed.
+    frozen: torch.Tensor = getattr(tensor, "ds_tensor", tensor)
+    return frozen
 
 
 def parts_differ(tensor: torch.Tensor) -> bool:
     """Return whether a parameter is split, so that what one process says of its part does not hold for the whole."""
-    return _is_split(tensor) or hasattr(tensor, "ds_id")
+    return _is_split(tensor) or hasattr(tensor, "ds_id") or hasattr(tensor, "_hp_mapping")
+
+
+def shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Return the shape of the whole tensor."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 
 def size(tensor: torch.Tensor) -> int:
@@ -44,7 +58,14 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     Args:
         tensor: a parameter. One that ZeRO-3 has split is whole within `gathered` alone.
     """
-    return tensor.full_tensor() if _is_split(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+    if _is_split(tensor):
+        return tensor.full_tensor()
+    if tensor.requires_grad and (hasattr(tensor, "_z3_optimizer") or hasattr(tensor, "_hp_mapping")):
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        found: torch.Tensor = safe_get_full_fp32_param(tensor)
+        return found
+    return tensor
 
 
 def is_split(model: Any) -> bool:
@@ -90,8 +111,23 @@ def whole_state(model: Any) -> dict[str, torch.Tensor] | None:
     let_go(model)
     state = dict[str, torch.Tensor]()
     with gathered(model), torch.no_grad():
+        parameters = dict(model.named_parameters(remove_duplicate=False))
         for name, tensor in model.state_dict().items():
-            state[name] = whole(tensor).detach().cpu().clone() if name in written else tensor
+            full = whole(parameters.get(name, tensor)) if name in written else tensor
+            state[name] = full.detach().cpu().clone() if name in written else tensor
+    return _rounded(model, state)
+
+
+def _rounded(model: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the state with modules that train whole in the base's dtype, into which a client loads them."""
+    from peft.utils import ModulesToSaveWrapper
+
+    for path, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for name, original in module.original_module.named_parameters():
+                for adapter in module.modules_to_save:
+                    copy = f"{path}.modules_to_save.{adapter}.{name}"
+                    state[copy] = state[copy].to(original.dtype)
     return state
 
 

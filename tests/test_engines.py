@@ -22,7 +22,11 @@ SHIPPED = {
     "zero2": Asked("DEEPSPEED", 2, zero_stage=2),
     "zero3": Asked("DEEPSPEED", 2, zero_stage=3),
 }
-ENVIRONMENTS = {"MULTI_GPU": prepare_multi_gpu_env, "FSDP": prepare_multi_gpu_env, "DEEPSPEED": prepare_deepspeed_cmd_env}
+ENVIRONMENTS = {
+    "MULTI_GPU": prepare_multi_gpu_env,
+    "FSDP": prepare_multi_gpu_env,
+    "DEEPSPEED": prepare_deepspeed_cmd_env,
+}
 
 
 def variables(name):
@@ -67,7 +71,9 @@ def test_deepspeed_leaves_to_the_recipe_what_is_the_recipes(stage, monkeypatch):
     assert config["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save", False) is (stage == 3)
 
 
-@pytest.mark.parametrize(("text", "message"), [("- a\n", "holds no keys"), ("a: [\n", "while parsing"), ("", "holds no keys")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("- a\n", "holds no keys"), ("a: [\n", "while parsing"), ("", "holds no keys")]
+)
 def test_configurations_that_cannot_be_read(tmp_path, text, message):
     (tmp_path / "own.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
@@ -97,7 +103,12 @@ FSDP2, ZERO2, ZERO3, DDP = SHIPPED["fsdp2"], SHIPPED["zero2"], SHIPPED["zero3"],
     ("recipe", "values", "asked", "message"),
     [
         ("lora", {"use_cpu": True}, FSDP2, "training.use_cpu true does not go with FSDP2: it has no path on a CPU"),
-        ("qlora", {}, FSDP2, r"bnb_4bit_quant_storage uint8 \(--bnb_4bit_quant_storage bfloat16 does\) does not go with FSDP2"),
+        (
+            "qlora",
+            {},
+            FSDP2,
+            r"bnb_4bit_quant_storage uint8 \(--bnb_4bit_quant_storage bfloat16 does\) does not go with FSDP2",
+        ),
         ("qlora", {"bnb_4bit_quant_storage": "float32"}, FSDP2, "--bnb_4bit_quant_storage bfloat16 does"),
         ("qlora", {}, ZERO3, "does not go with DeepSpeed ZeRO-3"),
         ("qlora", {"bnb_4bit_quant_storage": "bfloat16"}, FSDP2, None),
@@ -167,7 +178,16 @@ def test_what_came_up_is_compared_with_what_was_asked_for(asked, accelerator, me
         ({"main_process_port": 0}, ["--main_process_port", "0"]),
         (
             {"num_machines": 2, "machine_rank": 0, "main_process_ip": "10.0.0.1", "main_process_port": 29500},
-            ["--num_machines", "2", "--machine_rank", "0", "--main_process_ip", "10.0.0.1", "--main_process_port", "29500"],
+            [
+                "--num_machines",
+                "2",
+                "--machine_rank",
+                "0",
+                "--main_process_ip",
+                "10.0.0.1",
+                "--main_process_port",
+                "29500",
+            ],
         ),
     ],
 )

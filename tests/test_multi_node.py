@@ -38,8 +38,8 @@ def machines():
     ]  # fmt: skip
     try:
         for _ in range(100):
-            names = {os.readlink(f"/proc/{one.pid}/ns/net") for one in sleepers}
-            if len(names | {os.readlink("/proc/self/ns/net")}) == 3:
+            names = {Path(f"/proc/{one.pid}/ns/net").readlink() for one in sleepers}
+            if len(names | {Path("/proc/self/ns/net").readlink()}) == 3:
                 break
             subprocess.run(["sleep", "0.05"], check=True)
         else:
@@ -116,7 +116,6 @@ def test_two_machines_are_one_run(machines, tools, tmp_path):
     assert first.count("trainable parameters") == 1 and "trainable parameters" not in second
 
 
-
 @pytest.mark.slow_sweep
 def test_two_machines_by_accelerates_own_launcher(machines, tools, tmp_path):
     one_run(machines, tools, commands("Several machines")["accelerate"], tmp_path)
@@ -125,7 +124,9 @@ def test_two_machines_by_accelerates_own_launcher(machines, tools, tmp_path):
 
 def slurm(tools, srun, exit_code=0):
     """Put commands of Slurm's names before PATH, which do for this job what it needs of them."""
-    write(tools / "scontrol", f'#!/bin/bash\necho "$@" >> {tools}/scontrol.log\n[ "$1" = show ] && echo {ADDRESSES[0]}\n')
+    write(
+        tools / "scontrol", f'#!/bin/bash\necho "$@" >> {tools}/scontrol.log\n[ "$1" = show ] && echo {ADDRESSES[0]}\n'
+    )
     write(tools / "srun", srun)
     return {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NAME": "j", "SLURM_JOB_ID": "77"}
 
@@ -135,7 +136,9 @@ def test_the_slurm_script_on_two_machines(machines, tools, tmp_path):
     nodes = "\n".join(
         f'SLURM_NODEID={rank} {" ".join(inside)} "$@" & pids+=($!)' for rank, inside in enumerate(machines)
     )
-    job = slurm(tools, f'#!/bin/bash\nshift\npids=()\n{nodes}\nfor pid in "${{pids[@]}}"; do wait "$pid" || exit $?; done\n')
+    job = slurm(
+        tools, f'#!/bin/bash\nshift\npids=()\n{nodes}\nfor pid in "${{pids[@]}}"; do wait "$pid" || exit $?; done\n'
+    )
     finished = subprocess.run(
         ["bash", str(SBATCH), *SHORT.split()], cwd=tmp_path, env=environment(tools, **job), capture_output=True,
         text=True, timeout=250, check=False,

@@ -1,8 +1,8 @@
 """Checkpoints of a model that FSDP2 has split: of an adapter what trains, and nothing of its base.
 
-With `adapter_only` accelerate 1.15 leaves frozen parameters out by their names; a head that is tied to the embedding has
-a second name, and is copied into each checkpoint (seen with 1.15.0 and torch 2.13). The shards of all processes are in
-it since https://github.com/huggingface/accelerate/pull/4206.
+With `adapter_only` accelerate 1.15 leaves frozen parameters out by their names; a head that is tied to the embedding
+has a second name, and is copied into each checkpoint (seen with torch 2.13). The shards of all processes are in it
+since https://github.com/huggingface/accelerate/pull/4206.
 """
 
 from pathlib import Path
