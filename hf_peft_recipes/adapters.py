@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.sharding import shape
 
 
 def adapter_file(folder: Path) -> Path | None:
@@ -18,7 +19,7 @@ def fit_vocabulary(model: Any, tokenizer: Any) -> list[int]:
 
     They begin as transformers draws them, around the mean of the others, and mean nothing until they are trained.
     """
-    known = model.get_input_embeddings().weight.shape[0]
+    known = shape(model.get_input_embeddings().weight)[0]
     if len(tokenizer) <= known:
         return []
     model.resize_token_embeddings(len(tokenizer))

@@ -9,7 +9,7 @@ from accelerate import PartialState
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from hf_peft_recipes import adapters, launching, lineage, models
+from hf_peft_recipes import adapters, engines, launching, lineage, models
 from hf_peft_recipes.checkpoints.resuming import share_rows
 from hf_peft_recipes.data import Check, Maker, PreparedData
 from hf_peft_recipes.data.longest import longest_rows
@@ -110,6 +110,10 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     rewards = read_rewards(recipe, request.rewards)
     further = {"rewards": rewards} if facts.is_rewarded else {}
     trainer = objective.build_trainer(model, tokenized.renderer.tokenizer, data, arguments, callbacks, **further)
+    asked = engines.read_environment(os.environ)
+    engines.check_came_up(asked, trainer.accelerator, arguments)
+    kind = str(trainer.accelerator.distributed_type.value)
+    world = replace(world, kind=kind, shards=kind in engines.SHARDING)
     method.attach(trainer)
     trust_projectors(str(recipe.value("training.optim")))
     clock.watch(trainer)
@@ -120,7 +124,8 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     trainer.remove_callback(PrinterCallback)
     if world.is_main and request.progress:
         trainer.add_callback(Progress(lambda: phases.peak_memory_bytes("train") or 0))
-    faster = facts.packs and recipe.value("speed") != "off"
+    # Their shortcuts read weights that a process may hold in part.
+    faster = facts.packs and recipe.value("speed") != "off" and not world.shards
     speed = speed_up(model, detect_device().kind) if faster else []
     phases.lap("load")
     return Prepared(

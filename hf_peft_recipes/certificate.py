@@ -45,7 +45,13 @@ class Check:
 
 
 def state(
-    model: Any, tokenizer: Any, stop_ids: Sequence[int], model_class: str, load: Mapping[str, Any], whole: bool = False
+    model: Any,
+    tokenizer: Any,
+    stop_ids: Sequence[int],
+    model_class: str,
+    load: Mapping[str, Any],
+    whole: bool = False,
+    trained: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return what the live model says of itself, to be written beside its weights.
 
@@ -56,6 +62,7 @@ def state(
         model_class: name of the transformers class that loads the base.
         load: keyword arguments with which a plain client loads it: `dtype`, `quantization` …
         whole: whether every tensor counts as trained, and not those alone that had gradients.
+        trained: what counts as trained, by name; None for what the model itself holds.
     """
     head = head_of_class(model_class)
     try:
@@ -66,6 +73,7 @@ def state(
             said, autocast = _say(head, model, tokenizer, stop_ids), True
     with _autocast(model, autocast):
         effect = _without_adapter(head, model, said)
+    counted = trained or {name: one for name, one in model.named_parameters() if whole or one.requires_grad}
     return {
         "schema_version": 1,
         "adapter_effect": effect,
@@ -73,7 +81,7 @@ def state(
         "model_class": model_class,
         "load": dict(load),
         "stop_ids": list(stop_ids),
-        "trained": {name: digest(one) for name, one in model.named_parameters() if whole or one.requires_grad},
+        "trained": {name: digest(one) for name, one in counted.items()},
         "prompts": said,
     }
 

@@ -8,6 +8,7 @@ from typing import Any
 from hf_peft_recipes import collector, four_bit
 from hf_peft_recipes.embedded import EMBEDDED
 from hf_peft_recipes.errors import UserError, did_you_mean
+from hf_peft_recipes.sharding import size
 
 _CONFIG_KEYS = ("revision", "trust_remote_code", "subfolder", "cache_dir")
 """What of the section `model` says where files are found, whichever they are."""
@@ -122,7 +123,7 @@ def _whole_head(model: Any, name: str) -> str:
 
 def _check_drawn(model: Any, names: Collection[str], location: str) -> None:
     """Raise a UserError where a base has too little of what its class wants to be a base of it."""
-    missing = sum(parameter.numel() for name, parameter in model.named_parameters() if name in names)
+    missing = sum(size(parameter) for name, parameter in model.named_parameters() if name in names)
     if missing > MOST_DRAWN * count_parameters(model).total:
         kind = type(model).__name__
         raise UserError(
@@ -194,7 +195,7 @@ def count_parameters(model: Any) -> ParameterCount:
     """Return how many parameters the model has and how many of them train."""
     trainable = total = 0
     for parameter in model.parameters():
-        number = parameter.numel()
+        number = size(parameter)
         if parameter.__class__.__name__ == "Params4bit":
             # Two 4-bit weights share one stored byte.
             number = number * 2 * parameter.element_size()

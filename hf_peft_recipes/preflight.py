@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hf_peft_recipes import launching, models
+from hf_peft_recipes import engines, launching, models
 from hf_peft_recipes.budget import Budget
 from hf_peft_recipes.checkpoints.resuming import Resumption, find_resumption
 from hf_peft_recipes.data.loading import read
@@ -99,6 +99,7 @@ def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
         LaunchError: the launcher's variables contradict each other.
     """
     launching.check_environment(os.environ)
+    engines.check_recipe(recipe, engines.read_environment(os.environ))
     check_optimizer(recipe)
     output_dir = run_folder(recipe, request)
     if not request.dry_run and launching.rank_from_environment() == 0:

@@ -9,9 +9,11 @@ import math
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from hf_peft_recipes.errors import NotTrainedError
+from hf_peft_recipes.sharding import is_split, let_go, local, size
 
 UPDATES_TO_JUDGE = 3
 """LoRA's A cannot move at the first update, B being zero; it has its first gradient at the second."""
@@ -53,16 +55,19 @@ class TrainingProof(TrainerCallback):
         self._updates = 0
         self._judged = False
         self._trainable = 0
+        self._split = self._steps_inside = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Take the checksums of all trainable and of some frozen tensors."""
+        let_go(model)
         # A matrix of rank 0, as AdaLoRA leaves some, has nothing to train.
-        trainable = {name: one for name, one in model.named_parameters() if one.requires_grad and one.numel()}
+        trainable = {name: one for name, one in model.named_parameters() if one.requires_grad and size(one)}
         if not trainable:
             raise NotTrainedError("nothing in the model is trainable")
         frozen = [(name, tensor) for name, tensor in model.named_parameters() if not tensor.requires_grad]
         every = max(1, math.ceil(len(frozen) / FROZEN_SAMPLES))
         self._trainable = len(trainable)
+        self._split, self._steps_inside = is_split(model), args.deepspeed_plugin is not None
         self._start = {name: checksum(tensor) for name, tensor in trainable.items()}
         self._frozen = {name: checksum(tensor, _SAMPLED_ELEMENTS) for name, tensor in frozen[::every]}
         self.unproved = dict.fromkeys(trainable, "no update yet")
@@ -74,7 +79,7 @@ class TrainingProof(TrainerCallback):
         if not self.unproved:
             return
         if self._waits and not any(
-            tensor.grad is not None and bool(tensor.grad.any()) for tensor in model.parameters()
+            tensor.grad is not None and bool(local(tensor.grad).any()) for tensor in model.parameters()
         ):
             self.empty_updates += 1
             return
@@ -83,11 +88,17 @@ class TrainingProof(TrainerCallback):
         for name, tensor in model.named_parameters():
             if name not in self.unproved:
                 continue
-            if tensor.grad is None:
+            if self._steps_inside:
+                # DeepSpeed has taken the step by now, and keeps gradients to itself: what moves had one.
+                self._had_gradient.add(name)
+                self.unproved[name] = "its value does not change"
+                continue
+            gradient = None if tensor.grad is None else local(tensor.grad)
+            if gradient is None:
                 self.unproved[name] = "no gradient: it takes no part in the loss"
-            elif not bool(torch.isfinite(tensor.grad).all()):
+            elif not bool(torch.isfinite(gradient).all()):
                 raise NotTrainedError(f"step {state.global_step + 1}: the gradient of {name} is not finite")
-            elif bool(tensor.grad.any()):
+            elif bool(gradient.any()):
                 self._had_gradient.add(name)
                 self.unproved[name] = "its gradient is not zero, but its value does not change"
             elif name not in self._had_gradient:
@@ -100,6 +111,8 @@ class TrainingProof(TrainerCallback):
         for name, tensor in model.named_parameters():
             if name in self._had_gradient and name in self.unproved and checksum(tensor) != self._start[name]:
                 del self.unproved[name]
+        if self._split:
+            self._share()
         if self._updates >= UPDATES_TO_JUDGE and not self._judged:
             self._judged = True
             self._judge()
@@ -117,6 +130,7 @@ class TrainingProof(TrainerCallback):
                 f"nothing was learned: in all {self.empty_updates} updates every gradient was zero, since all answers "
                 "to a prompt had the same reward; easier prompts, a gentler reward or a better base is wanted"
             )
+        let_go(model)
         now = {name: tensor for name, tensor in model.named_parameters() if name in self._frozen}
         moved = [name for name, before in self._frozen.items() if checksum(now[name], _SAMPLED_ELEMENTS) != before]
         if moved:
@@ -132,6 +146,12 @@ class TrainingProof(TrainerCallback):
             "frozen_tensors_checked": len(self._frozen),
             **({"empty_updates": self.empty_updates} if self._waits else {}),
         }
+
+    def _share(self) -> None:
+        """Strike off what any process has proved of its part: others may hold rows that no token needs, or none."""
+        proved = gather_object([name for name in self._start if name not in self.unproved])
+        for name in proved:
+            self.unproved.pop(name, None)
 
     def _judge(self) -> None:
         fatal = {
@@ -156,7 +176,7 @@ def checksum(tensor: torch.Tensor, elements: int | None = None) -> int:
         tensor: of any dtype.
         elements: how many elements to look at, evenly spaced; None for all.
     """
-    flat = tensor.detach().reshape(-1)
+    flat = local(tensor).detach().reshape(-1)
     if elements is not None and flat.numel() > elements:
         flat = flat[:: flat.numel() // elements]
     bits = flat.view(_INTEGERS[flat.element_size()]) if flat.numel() else flat.to(torch.int64)

@@ -23,6 +23,7 @@ from hf_peft_recipes.preflight import Examined, RunRequest, clear_run
 from hf_peft_recipes.proof import TrainingProof
 from hf_peft_recipes.provenance import begin_record, data_record
 from hf_peft_recipes.report.plot import plot_losses
+from hf_peft_recipes.sharding import before_first_step
 from hf_peft_recipes.spec import ResolvedRecipe, recipe_file
 from hf_peft_recipes.spec.objectives import objective_facts
 from hf_peft_recipes.spec.serialize import with_absolute_paths
@@ -105,12 +106,21 @@ def _train(
     clock, proof = _callback(trainer, StepClock), _callback(trainer, TrainingProof)
     examples = prepared.data.held_out
     task = find_task(examples, (recipe.section("evaluation") or {})["task"], objective_facts(recipe.objective).head)
+    before: Metrics | None = None
+
+    def evaluate() -> None:
+        nonlocal before
+        before = _evaluate(recipe, prepared, examples, task)
+        phases.lap("evaluate")
+        phases.settle()
+
     preemption.doing("before the first step")
-    before = _evaluate(recipe, prepared, examples, task)
-    phases.lap("evaluate")
-    phases.settle()
+    if not prepared.world.shards:
+        evaluate()
     try:
         with preemption.deferred():
+            if prepared.world.shards:
+                before_first_step(trainer, evaluate)
             trainer.train(resume_from_checkpoint=examined.resumption.path if examined.resumption else None)
     finally:
         logs = trainer.state.log_history
@@ -129,8 +139,9 @@ def _train(
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     prepared.method.finish(model)
     # Before anything else can fail.
+    if prepared.world.is_main or prepared.world.shards:
+        saving.save(model, prepared.renderer, recipe, folder, prepared.world.is_main)
     if prepared.world.is_main:
-        saving.save(model, prepared.renderer, recipe, folder)
         plot_losses(record["loss_curve"], folder / "loss.png", recipe.name)
     phases.lap("save")
     after = _evaluate(recipe, prepared, examples, task, before)
@@ -156,7 +167,8 @@ def _evaluate(
     if not examples:
         return None
     section, world = evaluation_section(recipe), prepared.world
-    share = list(range(world.rank, len(examples), world.size))
+    # Where a pass takes all processes, all of them score all rows, in step.
+    share = list(range(len(examples)) if world.shards else range(world.rank, len(examples), world.size))
     arguments = prepared.trainer.args
     # What generates here must multiply as it does in training: a float32 model under autocast is such a case.
     with torch.autocast(prepared.model.device.type, torch.bfloat16, enabled=bool(arguments.bf16)):
@@ -166,7 +178,7 @@ def _evaluate(
             prepared.rewards,
         )  # fmt: skip
     numbered = list(zip(share, scores, strict=True))
-    gathered = gather_object(numbered) if world.size > 1 else numbered
+    gathered = gather_object(numbered) if world.size > 1 and not world.shards else numbered
     scores = [score for _, score in sorted(gathered, key=lambda pair: pair[0])]
     return summarize(scores, task, section, arguments.seed, before.scores if before else None)
 

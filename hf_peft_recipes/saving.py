@@ -12,31 +12,31 @@ from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.fingerprint import FINGERPRINT_FILE, Fingerprint, fingerprint, local_reader
 from hf_peft_recipes.heads import find_head
 from hf_peft_recipes.results import write_text
+from hf_peft_recipes.sharding import trained_tensors, whole_state
 from hf_peft_recipes.spec import ResolvedRecipe
 
 _CARD = "README.md"
 
 
-def save(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path) -> None:
+def save(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path, is_main: bool = True) -> None:
     """Write the adapter (or, without one, the whole model) so that a plain client loads it, and what it can be held to.
+
+    Where processes hold parts of the model, all of them must come here, and one writes the whole.
 
     Args:
         model: as it was trained, out of its trainer's wrappers.
         renderer: that made its rows.
         recipe: of the run.
         folder: the run's.
+        is_main: whether this process writes.
     """
-    _round_heads(model)
-    had_card = (folder / _CARD).exists()
-    # Beside it stands, after preference optimisation, a copy of the adapter as it was before.
-    chosen = {"selected_adapters": [model.active_adapter]} if hasattr(model, "peft_config") else {}
-    model.save_pretrained(str(folder), **chosen)
-    if (folder / _CARD).exists() and not had_card:
-        # PEFT's is a form to fill in, with a path of this machine as the base.
-        (folder / _CARD).unlink()
-    renderer.tokenizer.save_pretrained(str(folder))
-    pin_base(model, recipe, folder)
-    _name_base(model, recipe, folder)
+    tensors = whole_state(model)
+    if tensors is None:
+        _round_heads(model)
+    if is_main:
+        _write(model, renderer, recipe, folder, tensors)
+    if not is_main and tensors is None:
+        return
     head = find_head(recipe.objective)
     loading = _loading(model, recipe)
     if of_head := head.loading(renderer.labels, renderer.tokenizer):
@@ -44,9 +44,27 @@ def save(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path) -> N
         if "quantization" in loading:
             loading["quantization"] = models.beside_head(loading["quantization"], models.drawn_modules(model))
     statement = certificate.state(
-        model, renderer.tokenizer, sorted(renderer.stop_ids), head.model_class().__name__, loading
-    )
-    certificate.write_statement(folder, statement)
+        model, renderer.tokenizer, sorted(renderer.stop_ids), head.model_class().__name__, loading,
+        trained=trained_tensors(model, tensors),
+    )  # fmt: skip
+    if is_main:
+        certificate.write_statement(folder, statement)
+
+
+def _write(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path, tensors: dict[str, Any] | None) -> None:
+    """Write weights, tokenizer and the base's fingerprint; of `tensors` where the model holds parts alone."""
+    had_card = (folder / _CARD).exists()
+    # Beside it stands, after preference optimisation, a copy of the adapter as it was before.
+    chosen: dict[str, Any] = {"selected_adapters": [model.active_adapter]} if hasattr(model, "peft_config") else {}
+    if tensors is not None:
+        chosen["state_dict"] = tensors
+    model.save_pretrained(str(folder), **chosen)
+    if (folder / _CARD).exists() and not had_card:
+        # PEFT's is a form to fill in, with a path of this machine as the base.
+        (folder / _CARD).unlink()
+    renderer.tokenizer.save_pretrained(str(folder))
+    pin_base(model, recipe, folder)
+    _name_base(model, recipe, folder)
 
 
 def _round_heads(model: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_peft_recipes import launching
+from hf_peft_recipes import engines, launching
 from hf_peft_recipes.api import Recipe, resolve_recipe
 from hf_peft_recipes.budget import make_budget
 from hf_peft_recipes.cli.flags import parse_flags
@@ -68,15 +68,33 @@ def train_command(
     as_json: AsJson = False,
     num_processes: Annotated[
         int | None,
-        typer.Option("--num_processes", help="Start so many processes on this machine.", rich_help_panel=LAUNCH),
+        typer.Option(
+            "--num_processes",
+            help="Start so many processes, on all machines together. [default: the configuration's]",
+            rich_help_panel=LAUNCH,
+        ),
     ] = None,
     accelerate_config: Annotated[
         str | None,
         typer.Option(
             "--accelerate_config",
-            help="An accelerate configuration: single, ddp, or a file's path.",
+            help="An accelerate configuration: single, ddp, fsdp2, zero2, zero3, or a file's path.",
             rich_help_panel=LAUNCH,
         ),
+    ] = None,
+    num_machines: Annotated[
+        int | None,
+        typer.Option("--num_machines", help="So many machines start this command.", rich_help_panel=LAUNCH),
+    ] = None,
+    machine_rank: Annotated[
+        int | None,
+        typer.Option("--machine_rank", help="The number of this one, from 0.", rich_help_panel=LAUNCH),
+    ] = None,
+    main_process_ip: Annotated[
+        str | None, typer.Option("--main_process_ip", help="Address of machine 0.", rich_help_panel=LAUNCH)
+    ] = None,
+    main_process_port: Annotated[
+        int | None, typer.Option("--main_process_port", help="A free port of machine 0.", rich_help_panel=LAUNCH)
     ] = None,
     push_to_hub: Annotated[
         bool, typer.Option("--push_to_hub", help="Publish the run when it is done.", rich_help_panel=HUB)
@@ -147,15 +165,12 @@ def train_command(
         )
     if not in_rounds:
         _rehearse(recipe, rehearse)
-    if not in_rounds and (num_processes is not None or accelerate_config is not None):
-        words = [*_without(sys.argv[1:], ("--num_processes", "--accelerate_config")), "--no-rehearse"]
-        on_cpu = bool(recipe.resolved.value("training.use_cpu"))
-        raise typer.Exit(
-            launching.launch(
-                words, 1 if num_processes is None else num_processes, accelerate_config, on_cpu,
-                ["hf-peft-recipes", *sys.argv[1:]],
-            )
-        )  # fmt: skip
+    machines: dict[str, str | int | None] = {
+        "num_machines": num_machines, "machine_rank": machine_rank, "main_process_ip": main_process_ip,
+        "main_process_port": main_process_port,
+    }  # fmt: skip
+    if not in_rounds and any(value is not None for value in (num_processes, accelerate_config, *machines.values())):
+        raise typer.Exit(_launched(recipe, num_processes, accelerate_config, machines))
     context.with_resource(watching(max_seconds, process_age()))
     main = launching.rank_from_environment() == 0
     if main and recipe.resolved.value("model.name_or_path") in EMBEDDED and recipe.resolved.value("data.dataset"):
@@ -194,6 +209,24 @@ def _launch(num_processes: int | None, accelerate_config: str | None) -> tuple[s
     """Return the flags by which the trainings of a run in rounds are started."""
     given = {"--num_processes": num_processes, "--accelerate_config": accelerate_config}
     return tuple(word for name, value in given.items() if value is not None for word in (name, str(value)))
+
+
+def _launched(
+    recipe: Recipe, num_processes: int | None, accelerate_config: str | None, machines: dict[str, str | int | None]
+) -> int:
+    """Return the exit code of the run in several processes, what they could not do having been refused."""
+    options = launching.machine_options(machines)
+    asked = engines.read_config(launching.config_path(accelerate_config)) if accelerate_config else engines.Asked()
+    engines.check_recipe(recipe.resolved, asked)
+    flags = ("--accelerate_config", "--num_processes", *(f"--{name}" for name in launching.MACHINE_FLAGS))
+    words = [*_without(sys.argv[1:], flags), "--no-rehearse"]
+    on_cpu = bool(recipe.resolved.value("training.use_cpu"))
+    number, count = int(machines["num_machines"] or 1), num_processes
+    if count is None:
+        # On several machines one process each is the least; a configuration says how many there are.
+        count = max(asked.num_processes, number)
+    command = ["hf-peft-recipes", *sys.argv[1:]]
+    return launching.launch(words, count, accelerate_config, on_cpu, command, options, number)
 
 
 def _callbacks(trial: str | None) -> dict[str, Any]:

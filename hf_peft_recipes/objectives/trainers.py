@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from hf_peft_recipes.checkpoints.sealed import SealedCheckpoints
+from hf_peft_recipes.checkpoints.split import SplitCheckpoints
 from hf_peft_recipes.data import PreparedData
 from hf_peft_recipes.errors import UserError
 
 
-class House(SealedCheckpoints):
+class House(SplitCheckpoints, SealedCheckpoints):
     """A trainer, mixed in before upstream's: sealed checkpoints, and no model card, which would name a local path."""
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
