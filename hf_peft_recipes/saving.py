@@ -1,20 +1,20 @@
 """What a run writes once it has trained: adapter or model, tokenizer, the base's fingerprint, the statement."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes import certificate, models
+from hf_peft_recipes.checkpoints.writing import beside
 from hf_peft_recipes.data import Maker
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.fingerprint import FINGERPRINT_FILE, Fingerprint, fingerprint, local_reader
 from hf_peft_recipes.heads import find_head
 from hf_peft_recipes.results import write_text
 from hf_peft_recipes.spec import ResolvedRecipe
-
-_CARD = "README.md"
 
 
 def save(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path) -> None:
@@ -25,15 +25,20 @@ def save(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path) -> N
         renderer: that made its rows.
         recipe: of the run.
         folder: the run's.
+
+    Raises:
+        OSError: it could not be written; nothing of it is there then.
     """
     _round_heads(model)
-    had_card = (folder / _CARD).exists()
+    with beside(folder) as partial:
+        _save(model, renderer, recipe, partial)
+
+
+def _save(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path) -> None:
     # Beside it stands, after preference optimisation, a copy of the adapter as it was before.
     chosen = {"selected_adapters": [model.active_adapter]} if hasattr(model, "peft_config") else {}
-    model.save_pretrained(str(folder), **chosen)
-    if (folder / _CARD).exists() and not had_card:
-        # PEFT's is a form to fill in, with a path of this machine as the base.
-        (folder / _CARD).unlink()
+    with _cardless(model):
+        model.save_pretrained(str(folder), **chosen)
     renderer.tokenizer.save_pretrained(str(folder))
     pin_base(model, recipe, folder)
     _name_base(model, recipe, folder)
@@ -47,6 +52,16 @@ def save(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path) -> N
         model, renderer.tokenizer, sorted(renderer.stop_ids), head.model_class().__name__, loading
     )
     certificate.write_statement(folder, statement)
+
+
+@contextmanager
+def _cardless(model: Any) -> Iterator[None]:
+    """Let PEFT write no card in the block: its own is a form to fill in, with a path of this machine as the base."""
+    model.create_or_update_model_card = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del model.create_or_update_model_card
 
 
 def _round_heads(model: Any) -> None:

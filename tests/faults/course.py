@@ -21,13 +21,14 @@ SETTINGS = {
 """Overrides of `lora`: an adapter of four pairs of matrices, no rows held out."""
 
 
-def train(folder: Path, *, resume: bool = False, overwrite: bool = False, callbacks: list[Any] | None = None, **more: Any) -> dict[str, Any]:
+def train(
+    folder: Path, *, resume: bool = False, callbacks: list[Any] | None = None, **more: Any
+) -> dict[str, Any]:
     """Return the record of the run, in a folder.
 
     Args:
         folder: of the run.
         resume: go on with what the folder holds.
-        overwrite: begin anew.
         callbacks: of the trainer.
         more: overrides beside SETTINGS.
     """
@@ -37,7 +38,7 @@ def train(folder: Path, *, resume: bool = False, overwrite: bool = False, callba
     lines = (DATA_DIR / "train.jsonl").read_text("utf-8").splitlines()[:ROWS]
     rows = [json.loads(line) for line in lines]
     recipe = get_recipe("lora", dataset=rows, callbacks=callbacks or [], **{**SETTINGS, **more})
-    return recipe.train(folder, resume=resume, overwrite=overwrite, progress=False).record
+    return recipe.train(folder, resume=resume, progress=False).record
 
 
 def command(folder: Path, callbacks: list[Any] | None = None, **options: Any) -> Callable[[], dict[str, Any]]:
@@ -96,13 +97,11 @@ class Undisturbed:
     """What lies in the run's folder at the end."""
 
 
-def undisturbed(folder: Path, *, steps: int = STEPS, **options: Any) -> Undisturbed:
+def undisturbed(folder: Path) -> Undisturbed:
     """Return what the run leaves, having let it run in this process.
 
     Args:
         folder: of the run, which stays.
-        steps: that it takes.
-        options: of `train`.
     """
     from transformers import TrainerCallback
 
@@ -113,7 +112,7 @@ def undisturbed(folder: Path, *, steps: int = STEPS, **options: Any) -> Undistur
             step = state.global_step
             found.checkpoints[step] = without_date(digests(folder / f"checkpoint-{step}"))
 
-    train(folder, callbacks=[Collect()], max_steps=steps, **options)
+    train(folder, callbacks=[Collect()])
     found.weights = digests(folder)[WEIGHTS]
     found.names = {path.name for path in folder.iterdir()}
     return found

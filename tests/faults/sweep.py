@@ -8,6 +8,7 @@ end or its death. Then the folder is looked at, and where the fork did not come 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,20 @@ def faults_of(phase: str, operations: Sequence[Operation]) -> list[Fault]:
     return [fault for fault in found if fault.operation.can_be(fault.shim_kind)]
 
 
+def account_problems(folder: Path, said: str) -> list[str]:
+    """Return what a run that went on does not tell of its checkpoints.
+
+    Args:
+        folder: of the run.
+        said: on standard error.
+    """
+    account = json.loads((folder / "result.json").read_text(encoding="utf-8"))["checkpoints"]
+    steps = {*account["written"], *map(int, account["failed"])}
+    problems = [] if steps == set(range(EVERY, STEPS + 1, EVERY)) else [f"the record tells of checkpoints {steps}"]
+    untold = [step for step in account["failed"] if f"no checkpoint at step {step}" not in said]
+    return problems + [f"nothing was said of checkpoint {step}, which is not there" for step in untold]
+
+
 class Sweep:
     """The faults of one run, phase by phase.
 
@@ -92,7 +107,7 @@ class Sweep:
         self._shim = Shim()
         self._fault: Fault | None = None
         """In a fork: what it goes through."""
-        self._gone_on: dict[str, list[str]] = {}
+        self.gone_on: dict[str, list[str]] = {}
         """A folder's state to what was wrong at the end of the run that went on from it: alike states end alike."""
         self.outcomes: list[Outcome] = []
         self.operations: dict[str, list[Operation]] = {}
@@ -174,6 +189,7 @@ class Sweep:
         outcome = Outcome(fault, end, orphans=ended.orphans)
         if end == "went on":
             outcome.lost = end_problems(self._folder, self._wanted)
+            outcome.wrong = account_problems(self._folder, ended.said)
             return outcome
         if "timed out" in ended.said:
             outcome.lost = ["it hung"]
@@ -183,17 +199,15 @@ class Sweep:
             allowed = allowed | set(self._wanted.checkpoints)
         outcome.wrong = state_problems(self._folder, allowed, self._wanted)
         state = repr(sorted(digests(self._folder).items())) if self._folder.exists() else ""
-        if state not in self._gone_on:
+        if state not in self.gone_on:
             outcome.orphans += self._resume(state)
-        outcome.lost = self._gone_on[state]
+        outcome.lost = self.gone_on[state]
         return outcome
 
     def _resume(self, state: str) -> int:
         """Let the run go on from its folder as a user would, and keep what was wrong; return the processes left."""
-        from hf_peft_recipes.checkpoints import newest_good
-
-        there = newest_good(self._folder)[0] is not None
-        ended = forked(command(self._folder, resume=there, overwrite=not there))
+        # Before the run's own files were there, there is nothing to go on with: it is begun as the first time.
+        ended = forked(command(self._folder, resume=(self._folder / "recipe.yaml").is_file()))
         problems = [f"going on ended with {ended.code}: {ended.said[-500:]}"] if ended.code else []
-        self._gone_on[state] = problems + (end_problems(self._folder, self._wanted) if not problems else [])
+        self.gone_on[state] = problems + (end_problems(self._folder, self._wanted) if not problems else [])
         return ended.orphans
