@@ -14,6 +14,7 @@ EXIT_CODES = {
     7: "a recipe does not do on this machine what its receipt says",
     8: "the gate says: do not ship",
     9: "the run waits for people's feedback; the last line says how it is given, and how the run goes on",
+    12: "the disk could not be written; the last line says what the run's folder holds, and how the run goes on",
     130: "interrupted from the keyboard",
 }
 
@@ -86,6 +87,12 @@ class GateError(RecipeError):
     """A run does not fulfil what its policy asks for."""
 
     exit_code = 8
+
+
+class DiskError(RecipeError):
+    """The disk is full, read-only or broken. What is told: which checkpoint the run goes on from."""
+
+    exit_code = 12
 
 
 def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3) -> str:

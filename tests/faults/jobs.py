@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from .course import Undisturbed, command, end_problems, state_problems, undisturbed
-from .forks import Ended, forked
+from benchmarks.forks import Ended, forked
 from .shim import Shim, read_log
-from .sweep import Fault, Outcome, Sweep
+from .sweep import PHASES, Fault, Outcome, Sweep
 
 _NEW_USER, _NEW_MOUNTS = 0x10000000, 0x00020000
 """CLONE_NEWUSER and CLONE_NEWNS of linux/sched.h."""
@@ -60,20 +60,34 @@ def run(folder: str, resume: bool = False, **overrides: Any) -> Ended:
     return forked(command(Path(folder), resume=resume, **overrides))
 
 
-def sweep(scratch: str, number: int | None = None, seed: int = 0, progress: str | None = None) -> Ended:
+def sweep(
+    scratch: str,
+    number: int | None = None,
+    seed: int | None = 0,
+    progress: str | None = None,
+    kinds: list[str] | None = None,
+    phases: list[str] | None = None,
+    without: str | None = None,
+) -> Ended:
     """Return the outcomes of faults, `number` of each phase drawn by a seed, or all; and how many changes each makes.
 
     Args:
         scratch: a folder.
         number: of faults a phase; None for all.
-        seed: of the draw.
+        seed: of the draw; None takes the last ones.
         progress: a file that gets a line an outcome that is not fine, and a line every hundred.
+        kinds: of faults; None for all.
+        phases: of the run; None for all.
+        without: what is taken from the code, a name of `_TAKEN`, so that there is something to find.
     """
     found = wanted(scratch)
     draw = random.Random(seed)
 
     def choose(faults: list[Fault]) -> list[Fault]:
-        return faults if number is None else draw.sample(faults, min(number, len(faults)))
+        faults = [fault for fault in faults if fault.kind in (kinds or [fault.kind])]
+        if number is None:
+            return faults
+        return faults[-number:] if seed is None else draw.sample(faults, min(number, len(faults)))
 
     count = Counter[bool]()
 
@@ -84,7 +98,9 @@ def sweep(scratch: str, number: int | None = None, seed: int = 0, progress: str 
                 file.write(f"{count.total()}, {count[False]} not fine: {outcome}\n")
 
     def work() -> Any:
-        swept = Sweep(Path(scratch) / "swept", Path(scratch), found, choose, told)
+        if without:
+            _TAKEN[without]()
+        swept = Sweep(Path(scratch) / "swept", Path(scratch), found, choose, told, phases or PHASES)
         swept.run()
         return {
             "outcomes": [asdict(one) | {"told": str(one)} for one in swept.outcomes],
@@ -95,18 +111,40 @@ def sweep(scratch: str, number: int | None = None, seed: int = 0, progress: str 
     return forked(work, limit_seconds=_HOURS)
 
 
-def scarce_disk(scratch: str, megabytes: float, read_only_from: int = 0) -> Ended:
+def soak(scratch: str, cycles: int, seed: int) -> Ended:
+    """Return what `benchmarks.soak` finds."""
+    from benchmarks import soak as killing
+
+    place = Path(scratch) / "soak"
+    place.mkdir()
+    return forked(lambda: killing.soak(place, cycles, seed), limit_seconds=_HOURS)
+
+
+def _take_random_state() -> None:
+    from transformers import Trainer
+
+    Trainer._load_rng_state = lambda *_: None
+
+
+def _take_syncs() -> None:
+    os.fsync = lambda _: None
+
+
+_TAKEN = {"_load_rng_state": _take_random_state, "fsync": _take_syncs}
+
+
+def scarce_disk(scratch: str, place: str, megabytes: float, read_only_from: int = 0) -> Ended:
     """Return what becomes of a run on a file system of its own, and of the same run once that has become better.
 
     Args:
-        scratch: a folder, in which nobody else sees that file system.
+        scratch: a folder.
+        place: that it is mounted at, for this fork alone.
         megabytes: its size.
         read_only_from: the step after which nothing can be written; 0 for never.
     """
-    found, mounted = wanted(scratch), Path(scratch) / "mounted"
+    found, mounted = wanted(scratch), Path(place)
 
     def work() -> Any:
-        mounted.mkdir()
         _own_namespace()
         _mount(mounted, 0, f"size={int(megabytes * 2**20)}")
         folder = mounted / "out"
@@ -155,5 +193,6 @@ def _require(result: int) -> None:
 
 
 JOBS: dict[str, Callable[..., Ended]] = {
-    "undisturbed": undisturbed_run, "log": log, "run": run, "sweep": sweep, "scarce_disk": scarce_disk,
+    "undisturbed": undisturbed_run, "log": log, "run": run, "sweep": sweep, "soak": soak,
+    "scarce_disk": scarce_disk,
 }  # fmt: skip

@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .course import EVERY, STEPS, Undisturbed, command, digests, end_problems, restore, state_problems, train
-from .forks import Ended, code_of, forked, leave, split
+from .course import EVERY, STEPS, Undisturbed, command, digests, end_problems, restore, state_problems
+from benchmarks.forks import Ended, code_of, forked, leave, split
 from .shim import KINDS, Operation, Shim, read_log
 
 STAYS_FULL = "disk full to the end"
 """As `disk full`, and it does not get better with the end of the phase."""
+DISK = 12
+"""The exit code that tells of a disk that cannot be written."""
 ALL_KINDS = [*[kind for kind in KINDS if kind != "count"], STAYS_FULL]
 PHASES = ["beginning", *[f"checkpoint {step}" for step in range(EVERY, STEPS + 1, EVERY)], "finishing"]
 
@@ -36,6 +38,12 @@ class Fault:
     def shim_kind(self) -> str:
         """Return the shim's kind."""
         return "disk full" if self.kind == STAYS_FULL else self.kind
+
+    @property
+    def removes_old(self) -> bool:
+        """Return whether it hits what removes an old checkpoint."""
+        first = self.operation.path.split("/")[0]
+        return first.endswith(".removed") or (first.startswith("checkpoint-") and self.operation.name == "unlink")
 
     def __str__(self) -> str:
         one = self.operation
@@ -89,6 +97,16 @@ def account_problems(folder: Path, said: str) -> list[str]:
     return problems + [f"nothing was said of checkpoint {step}, which is not there" for step in untold]
 
 
+def stop_problems(fault: Fault, ended: Ended) -> list[str]:
+    """Return what is wrong with a run that ended with an error: it could have gone on, or did not say what was wrong."""
+    problems = []
+    if fault.phase.startswith("checkpoint") and fault.kind != STAYS_FULL:
+        problems.append("it stopped for a checkpoint that could not be written")
+    if ended.code != DISK or "Traceback" in ended.said:
+        problems.append(f"it ended with {ended.code}: {ended.said.strip()[-300:]}")
+    return problems
+
+
 class Sweep:
     """The faults of one run, phase by phase.
 
@@ -98,13 +116,20 @@ class Sweep:
         wanted: what the run leaves undisturbed.
         choose: which of a phase's faults to inject.
         told: is called with each outcome as it comes.
+        phases: that are gone through.
     """
 
     def __init__(
-        self, folder: Path, scratch: Path, wanted: Undisturbed, choose: Choose, told: Callable[[Outcome], None]
+        self,
+        folder: Path,
+        scratch: Path,
+        wanted: Undisturbed,
+        choose: Choose,
+        told: Callable[[Outcome], None],
+        phases: Sequence[str] = PHASES,
     ) -> None:
         self._folder, self._scratch, self._wanted, self._choose, self._told = folder, scratch, wanted, choose, told
-        self._shim = Shim()
+        self._phases, self._shim = phases, Shim()
         self._fault: Fault | None = None
         """In a fork: what it goes through."""
         self.gone_on: dict[str, list[str]] = {}
@@ -115,7 +140,7 @@ class Sweep:
 
     def run(self) -> None:
         """Go through all phases. It is done in a fork: the folder is another's then, and nothing of the run is left."""
-        problem = code_of(lambda: train(self._folder, callbacks=[self._callback()]))
+        problem = code_of(command(self._folder, callbacks=[self._callback()]))
         if self._fault is not None:
             leave(problem)
         if problem or end_problems(self._folder, self._wanted):
@@ -153,7 +178,7 @@ class Sweep:
 
     def _reach(self, phase: str, allowed: set[int | None]) -> None:
         """Let a fork go on from here for each of the phase's faults."""
-        if self._fault is not None:
+        if self._fault is not None or phase not in self._phases:
             return
         place = self._scratch / phase.replace(" ", "-")
         kept = place if self._folder.exists() else None
@@ -194,10 +219,15 @@ class Sweep:
         if "timed out" in ended.said:
             outcome.lost = ["it hung"]
             return outcome
+        if fault.removes_old:
+            # It is removed because the new one will be there whatever comes.
+            allowed = allowed - {min(allowed, key=lambda step: step or 0)}
+        if end == "stopped":
+            outcome.wrong = stop_problems(fault, ended)
         if fault.kind == STAYS_FULL:
             # It trained on for as long as it could: any later step but those of other numbers.
             allowed = allowed | set(self._wanted.checkpoints)
-        outcome.wrong = state_problems(self._folder, allowed, self._wanted)
+        outcome.wrong += state_problems(self._folder, allowed, self._wanted)
         state = repr(sorted(digests(self._folder).items())) if self._folder.exists() else ""
         if state not in self.gone_on:
             outcome.orphans += self._resume(state)
@@ -207,7 +237,8 @@ class Sweep:
     def _resume(self, state: str) -> int:
         """Let the run go on from its folder as a user would, and keep what was wrong; return the processes left."""
         # Before the run's own files were there, there is nothing to go on with: it is begun as the first time.
-        ended = forked(command(self._folder, resume=(self._folder / "recipe.yaml").is_file()))
+        begun = any((self._folder / name).is_file() for name in ("recipe.yaml", "result.json"))
+        ended = forked(command(self._folder, resume=begun))
         problems = [f"going on ended with {ended.code}: {ended.said[-500:]}"] if ended.code else []
         self.gone_on[state] = problems + (end_problems(self._folder, self._wanted) if not problems else [])
         return ended.orphans

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from .forks import forked
+from benchmarks.forks import forked
 from .shim import build
 
 ROOT = Path(__file__).parents[2]
