@@ -16,6 +16,7 @@ EXIT_CODES = {
     8: "the gate says: do not ship",
     9: "the run waits for people's feedback; the last line says how it is given, and how the run goes on",
     10: "preempted: a signal or the time limit ended the run, which goes on with --resume; nothing was published",
+    12: "the disk could not be written; the last line says what the run's folder holds, and how the run goes on",
     130: "interrupted from the keyboard",
 }
 
@@ -112,6 +113,12 @@ class PreemptedError(BaseException):
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class DiskError(RecipeError):
+    """The disk is full, read-only or broken. What is told: which checkpoint the run goes on from."""
+
+    exit_code = 12
 
 
 def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3) -> str:

@@ -205,7 +205,8 @@ def _resumption(folder: Path, recipe: ResolvedRecipe) -> Resumption:
     file = folder / RECIPE_FILE
     if file.is_file():
         require_same(file, recipe, _may_change)
-    return find_resumption(folder, file.is_file())
+    # Where the disk was full from the beginning, the record is all that there is.
+    return find_resumption(folder, file.is_file() or (folder / RESULT_FILE).is_file())
 
 
 def _may_change(path: tuple[str, ...]) -> bool:

@@ -14,11 +14,13 @@ SCHEMA_VERSION = 1
 RESULT_FILE = "result.json"
 RECIPE_FILE = "recipe.yaml"
 SCHEMA_FILE = Path(__file__).parent / "result.schema.json"
+PARTIAL = ".partial"
+"""Ends the name of what is being written; whoever holds a run's folder may remove what a kill has left of it."""
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file, without secrets, so that a reader sees the old content or the new one, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(redact(text))

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 
 from hf_peft_recipes import certificate, launching, preemption, results, saving
 from hf_peft_recipes.assembly import Prepared, prepare
+from hf_peft_recipes.checkpoints.disk import disk_told
 from hf_peft_recipes.checkpoints.writing import tidy
 from hf_peft_recipes.data import Example
 from hf_peft_recipes.evaluation import Metrics, compared, evaluation_section, find_task, score_rows, summarize
@@ -47,7 +48,15 @@ def run(
         CertificateError: what was saved does not load as what was trained.
         HubError: the run is done and was not published; the folder is whole.
         PreemptedError: the process was asked to end; the folder's record says so.
+        DiskError: the folder cannot be written.
     """
+    with disk_told(examined.output_dir):
+        return _run(recipe, request, examined, publication)
+
+
+def _run(
+    recipe: ResolvedRecipe, request: RunRequest, examined: Examined, publication: PushRequest | None
+) -> dict[str, Any]:
     if request.dry_run:
         return _dry_run(recipe, request, examined)
     folder, started = examined.output_dir, time.perf_counter()
@@ -140,7 +149,8 @@ def _train(
     prepared.method.finish(model)
     # Before anything else can fail.
     if prepared.world.is_main or prepared.world.shards:
-        saving.save(model, prepared.renderer, recipe, folder, prepared.world.is_main)
+        with disk_told(folder):
+            saving.save(model, prepared.renderer, recipe, folder, prepared.world.is_main)
     if prepared.world.is_main:
         plot_losses(record["loss_curve"], folder / "loss.png", recipe.name)
     phases.lap("save")

@@ -1,12 +1,14 @@
 """What a run writes once it has trained: adapter or model, tokenizer, the base's fingerprint, the statement."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes import certificate, models
+from hf_peft_recipes.checkpoints.writing import beside
 from hf_peft_recipes.data import Maker
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.fingerprint import FINGERPRINT_FILE, Fingerprint, fingerprint, local_reader
@@ -14,8 +16,6 @@ from hf_peft_recipes.heads import find_head
 from hf_peft_recipes.results import write_text
 from hf_peft_recipes.sharding import trained_tensors, whole_state
 from hf_peft_recipes.spec import ResolvedRecipe
-
-_CARD = "README.md"
 
 
 def save(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path, is_main: bool = True) -> None:
@@ -29,14 +29,24 @@ def save(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path, is_m
         recipe: of the run.
         folder: the run's.
         is_main: whether this process writes.
+
+    Raises:
+        OSError: it could not be written; nothing of it is there then.
     """
     tensors = whole_state(model)
     if tensors is None:
         _round_heads(model)
+        if not is_main:
+            return
+    with beside(folder) if is_main else nullcontext(folder) as partial:
+        _save(model, renderer, recipe, partial, tensors, is_main)
+
+
+def _save(
+    model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path, tensors: dict[str, Any] | None, is_main: bool
+) -> None:
     if is_main:
         _write(model, renderer, recipe, folder, tensors)
-    if not is_main and tensors is None:
-        return
     head = find_head(recipe.objective)
     loading = _loading(model, recipe)
     if of_head := head.loading(renderer.labels, renderer.tokenizer):
@@ -53,18 +63,25 @@ def save(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path, is_m
 
 def _write(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path, tensors: dict[str, Any] | None) -> None:
     """Write weights, tokenizer and the base's fingerprint; of `tensors` where the model holds parts alone."""
-    had_card = (folder / _CARD).exists()
     # Beside it stands, after preference optimisation, a copy of the adapter as it was before.
     chosen: dict[str, Any] = {"selected_adapters": [model.active_adapter]} if hasattr(model, "peft_config") else {}
     if tensors is not None:
         chosen["state_dict"] = tensors
-    model.save_pretrained(str(folder), **chosen)
-    if (folder / _CARD).exists() and not had_card:
-        # PEFT's is a form to fill in, with a path of this machine as the base.
-        (folder / _CARD).unlink()
+    with _cardless(model):
+        model.save_pretrained(str(folder), **chosen)
     renderer.tokenizer.save_pretrained(str(folder))
     pin_base(model, recipe, folder)
     _name_base(model, recipe, folder)
+
+
+@contextmanager
+def _cardless(model: Any) -> Iterator[None]:
+    """Let PEFT write no card in the block: its own is a form to fill in, with a path of this machine as the base."""
+    model.create_or_update_model_card = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del model.create_or_update_model_card
 
 
 def _round_heads(model: Any) -> None:

@@ -138,6 +138,13 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_files(folder: Path) -> None:
+    """Bring the files of a folder to disk."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
 def _stored(path: Path) -> StoredFile:
     with path.open("rb") as file:
         os.fsync(file.fileno())

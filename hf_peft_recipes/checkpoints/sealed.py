@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from transformers.trainer_callback import ExportableState
 
+from hf_peft_recipes.checkpoints.disk import disk_problem
 from hf_peft_recipes.checkpoints.manifest import Batch
 from hf_peft_recipes.checkpoints.verdicts import PREFIX, verify
 from hf_peft_recipes.checkpoints.writing import CheckpointError, Writing, rotate
@@ -185,4 +186,9 @@ class SealedCheckpoints:
             if isinstance(error, RecipeError) and not isinstance(error, CheckpointError):
                 raise
             return " ".join(str(error).split()) or type(error).__name__
+        except Exception as error:
+            # tokenizers raises a bare Exception.
+            if disk_problem(error) is None:
+                raise
+            return str(error)
         return None
