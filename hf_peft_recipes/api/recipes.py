@@ -224,6 +224,7 @@ class Recipe:
         progress: bool = True,
         command: str | None = None,
         publication: "PushRequest | None" = None,
+        trajectory: Path | None = None,
     ) -> RunResult:
         """Train, evaluate before and after, save; return the run's result.
 
@@ -239,6 +240,7 @@ class Recipe:
             progress: show how far it is.
             command: what started the run, for its record.
             publication: where the run goes on the Hub when it is done.
+            trajectory: a file that gets a line at each optimizer step, to compare runs by.
 
         Raises:
             UserError: a mistake in what was asked; nothing has been written then.
@@ -254,7 +256,7 @@ class Recipe:
         told = command or f"hf_peft_recipes.get_recipe({self.name!r}, …).train()"
         request = self._request(
             output_dir, told, overwrite=overwrite, resume=resume, dry_run=dry_run, longest=longest, budget=budget,
-            progress=progress, launch=launch,
+            progress=progress, launch=launch, trajectory=trajectory,
         )  # fmt: skip
         resolved = self._for_run()
         if resolved.is_in_rounds:
