@@ -17,6 +17,7 @@ _STARVED = (
 """How CUDA, torch's CPU allocator, the system, Python, C++ and Rust say that there is no memory left, in lower case."""
 
 Finished = subprocess.CompletedProcess[str]
+Started = subprocess.Popen[bytes]
 
 
 def run_verb(*words: str) -> Finished:
@@ -36,14 +37,31 @@ def run_module(module: str, *words: str, paths: Sequence[str] = ()) -> Finished:
         words: its command line.
         paths: folders whose packages go before the installed ones.
     """
+    command = [sys.executable, "-m", module, *words]
+    return subprocess.run(command, env=_environment(paths), capture_output=True, text=True, check=False)
+
+
+def start_verb(*words: str, log: Path) -> Started:
+    """Return the running process of `python -m hf_peft_recipes` with these words.
+
+    Args:
+        words: a verb and its flags.
+        log: gets what it prints, in place of what stands there.
+    """
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "hf_peft_recipes", *words], env=_environment(), stdin=subprocess.DEVNULL,
+            stdout=file, stderr=file,
+        )  # fmt: skip
+
+
+def _environment(paths: Sequence[str] = ()) -> dict[str, str]:
     environment = {
         key: value for key, value in os.environ.items() if key not in _LAUNCHED and not key.startswith("ACCELERATE_")
     }
     # This very code, wherever the process is started.
     found = [*paths, str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment["PYTHONPATH"] = os.pathsep.join(found)
-    command = [sys.executable, "-m", module, *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return {**environment, "PYTHONPATH": os.pathsep.join(found)}
 
 
 def last_words(finished: Finished) -> str:
