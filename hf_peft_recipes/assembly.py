@@ -10,6 +10,7 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_peft_recipes import adapters, launching, lineage, models
+from hf_peft_recipes.checkpoints.resuming import share_rows
 from hf_peft_recipes.data import Check, Maker, PreparedData
 from hf_peft_recipes.data.longest import longest_rows
 from hf_peft_recipes.device import detect_device
@@ -146,6 +147,10 @@ def _arguments(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) 
         arguments["load_best_model_at_end"] = False
     elif request.budget:
         arguments |= budget_arguments()
+    if examined.resumption and (batch := examined.resumption.batch):
+        arguments["gradient_accumulation_steps"] = share_rows(
+            batch, launching.size_from_environment(), int(arguments["per_device_train_batch_size"])
+        )
     return arguments | {"output_dir": str(examined.output_dir), "disable_tqdm": True}
 
 
