@@ -46,6 +46,7 @@ class Trajectory:
         self._path = path
         self._documents: list[str] = []
         self._losses: list[torch.Tensor] = []
+        self._step: int | None = None
 
     def watch(self, trainer: Any) -> None:
         """Follow the trainer from now on: what its loss is computed on, and what each step ends with."""
@@ -64,7 +65,8 @@ class Trajectory:
 
         def concluded(tr_loss: Any, grad_norm: Any, *arguments: Any, **options: Any) -> Any:
             # At the end of an epoch, upstream comes here once more, without a step.
-            if self._losses:
+            if trainer.state.global_step != self._step:
+                self._step = trainer.state.global_step
                 self._write(trainer, grad_norm, options.get("learning_rate"))
             return conclude(tr_loss, grad_norm, *arguments, **options)
 
