@@ -94,6 +94,8 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
                 "and there are none (data.validation_size, evaluation.max_rows)"
             )
         arguments.eval_strategy = type(arguments.eval_strategy)("no")
+    if examined.resumption and request.model is None:
+        lineage.require_base(examined.output_dir, recipe.section("model"))
     model = _model(recipe, request, tokenized.renderer, method, material)
     # Before a trainer adds a copy to compare with.
     parameters = models.count_parameters(model)

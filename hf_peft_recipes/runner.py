@@ -76,6 +76,7 @@ def run(
                 print("\n".join(examined.resumption.told()), file=sys.stderr, flush=True)
             results.write_text(folder / results.RECIPE_FILE, recipe_file(with_absolute_paths(recipe)))
             results.write_result(folder, record)
+            saving.pin_base(prepared.model, recipe, folder)
         _train(recipe, request, examined, prepared, record)
         prepared.release()
         if main:

@@ -94,6 +94,11 @@ def test_what_differs_from_the_run_that_began_is_refused(whole, tmp_path):
         recipe(learning_rate=0.1).train(folder, resume=True)
     with pytest.raises(UserError, match=r"--resume: adapter.r is 4 now and was 16"):
         recipe(r=4).train(folder, resume=True)
+    fingerprint = json.loads((folder / "base_fingerprint.json").read_text())
+    (folder / "base_fingerprint.json").write_text(json.dumps({**fingerprint, "config": {"hidden_size": 1}}))
+    with pytest.raises(UserError, match="was trained on another base than"):
+        recipe().train(folder, resume=True)
+    (folder / "base_fingerprint.json").write_text(json.dumps(fingerprint))
     record = json.loads((folder / "result.json").read_text())
     record["data"]["fingerprint"] = "another"
     (folder / "result.json").write_text(json.dumps(record))
