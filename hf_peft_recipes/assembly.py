@@ -35,6 +35,7 @@ from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.spec.objectives import objective_facts
 from hf_peft_recipes.speed import speed_up
 from hf_peft_recipes.stopping import BudgetEnd, budget_arguments, stopping_callbacks
+from hf_peft_recipes.trajectory import Trajectory
 
 
 @dataclass
@@ -117,6 +118,8 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     method.attach(trainer)
     trust_projectors(str(recipe.value("training.optim")))
     clock.watch(trainer)
+    if request.trajectory:
+        Trajectory(request.trajectory).watch(trainer)
     if request.longest:
         _keep_longest(trainer, data, tokenized.renderer, int(evaluation["batch_size"]))
     # Ours is the one bar; upstream's stay silent.

@@ -19,6 +19,7 @@ _STARVED = (
 """How CUDA, torch's CPU allocator, the system, Python, C++ and Rust say that there is no memory left, in lower case."""
 
 Finished = subprocess.CompletedProcess[str]
+Started = subprocess.Popen[bytes]
 
 
 def run_verb(*words: str) -> Finished:
@@ -41,16 +42,34 @@ def run_module(module: str, *words: str, paths: Sequence[str] = ()) -> Finished:
     Raises:
         PreemptedError: this process was asked to end; so was that one, and it has ended.
     """
-    environment = {key: value for key, value in os.environ.items() if not _is_of_launch(key)}
-    # This very code, wherever the process is started.
-    found = [*paths, str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment["PYTHONPATH"] = os.pathsep.join(found)
     command = [sys.executable, "-m", module, *words]
     process = subprocess.Popen(
-        command, env=supervision.bound(environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=_environment(paths), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     written = supervision.wait_for(process)
     return Finished(command, process.returncode, *written)
+
+
+def start_verb(*words: str, log: Path) -> Started:
+    """Return the running process of `python -m hf_peft_recipes` with these words; it ends with this one.
+
+    Args:
+        words: a verb and its flags.
+        log: gets what it prints, in place of what stands there.
+    """
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "hf_peft_recipes", *words], env=_environment(), stdin=subprocess.DEVNULL,
+            stdout=file, stderr=file,
+        )  # fmt: skip
+
+
+def _environment(paths: Sequence[str] = ()) -> dict[str, str]:
+    """Return this process's environment for one that is nobody's worker, runs this very code and ends with this one."""
+    environment = {key: value for key, value in os.environ.items() if not _is_of_launch(key)}
+    # This very code, wherever the process is started.
+    found = [*paths, str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return supervision.bound({**environment, "PYTHONPATH": os.pathsep.join(found)})
 
 
 def _is_of_launch(variable: str) -> bool:

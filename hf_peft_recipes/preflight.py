@@ -76,6 +76,8 @@ class RunRequest:
     """The caller's reward functions, by the path under which the recipe names them."""
     sources: dict[str, Any] = field(default_factory=dict)
     """The caller's functions that give feedback, by the path under which the recipe names them."""
+    trajectory: Path | None = None
+    """A file that gets a line at each optimizer step: what it was fed, and what came of it."""
     launch: tuple[str, ...] = ()
     """Flags by which the training of each round is started in several processes."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from hf_peft_recipes.errors import NotTrainedError
 from hf_peft_recipes.sharding import is_split, let_go, local, size
@@ -29,7 +30,7 @@ _SAMPLED_ELEMENTS = 1 << 20
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class TrainingProof(TrainerCallback):
+class TrainingProof(TrainerCallback, ExportableState):
     """Watches a run's first updates and raises NotTrainedError when a tensor does not train, or a frozen one moves.
 
     `result()` gives the account afterwards.
@@ -49,11 +50,14 @@ class TrainingProof(TrainerCallback):
         """Trainable tensors without proof so far, each with what is missing."""
         self.excused: set[str] = set()
         """Tensors that the method itself has put out of use: AdaLoRA takes all ranks from some matrices."""
+        self.proved_before: list[str] = []
+        """Tensors that were proved before the checkpoint that the run goes on from."""
         self._start: dict[str, int] = {}
         self._frozen: dict[str, int] = {}
         self._had_gradient: set[str] = set()
         self._updates = 0
-        self._judged = False
+        self.judged = False
+        """Whether it was time to judge, and nothing was found wanting."""
         self._trainable = 0
         self._split = self._steps_inside = False
 
@@ -70,7 +74,7 @@ class TrainingProof(TrainerCallback):
         self._split, self._steps_inside = is_split(model), args.deepspeed_plugin is not None
         self._start = {name: checksum(tensor) for name, tensor in trainable.items()}
         self._frozen = {name: checksum(tensor, _SAMPLED_ELEMENTS) for name, tensor in frozen[::every]}
-        self.unproved = dict.fromkeys(trainable, "no update yet")
+        self.unproved = dict.fromkeys((name for name in trainable if name not in self.proved_before), "no update yet")
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, lr_scheduler: Any = None, **_: Any
@@ -113,8 +117,8 @@ class TrainingProof(TrainerCallback):
                 del self.unproved[name]
         if self._split:
             self._share()
-        if self._updates >= UPDATES_TO_JUDGE and not self._judged:
-            self._judged = True
+        if self._updates >= UPDATES_TO_JUDGE and not self.judged:
+            self.judged = True
             self._judge()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
@@ -136,13 +140,19 @@ class TrainingProof(TrainerCallback):
         if moved:
             raise NotTrainedError(f"frozen weights changed during training: {', '.join(moved[:5])}")
 
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of it, as upstream has it: what was proved needs no proof again."""
+        proved = sorted(self._start.keys() - self.unproved.keys())
+        kept = {"proved_before": proved, "judged": self.judged, "empty_updates": self.empty_updates}
+        return {"args": {}, "attributes": kept}
+
     def result(self) -> dict[str, Any]:
         """Return the account for `result.json`."""
         return {
             "trainable_tensors": self._trainable,
             "proved_tensors": self._trainable - len(self.unproved),
             "unproved": dict(sorted(self.unproved.items())),
-            "judged": self._judged or not self.unproved,
+            "judged": self.judged or not self.unproved,
             "frozen_tensors_checked": len(self._frozen),
             **({"empty_updates": self.empty_updates} if self._waits else {}),
         }

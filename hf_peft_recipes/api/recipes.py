@@ -225,6 +225,7 @@ class Recipe:
         command: str | None = None,
         publication: "PushRequest | None" = None,
         max_seconds: float | None = None,
+        trajectory: Path | None = None,
     ) -> RunResult:
         """Train, evaluate before and after, save; return the run's result.
 
@@ -243,6 +244,7 @@ class Recipe:
             command: what started the run, for its record.
             publication: where the run goes on the Hub when it is done.
             max_seconds: after which the run ends, with a checkpoint; counted from this call.
+            trajectory: a file that gets a line at each optimizer step, to compare runs by.
 
         Raises:
             UserError: a mistake in what was asked; nothing has been written then. Another process writes in the folder.
@@ -260,7 +262,7 @@ class Recipe:
         told = command or f"hf_peft_recipes.get_recipe({self.name!r}, …).train()"
         request = self._request(
             output_dir, told, overwrite=overwrite, resume=resume, dry_run=dry_run, longest=longest, budget=budget,
-            progress=progress, launch=launch,
+            progress=progress, launch=launch, trajectory=trajectory,
         )  # fmt: skip
         resolved = self._for_run()
         request.output_dir = run_folder(resolved, request)

@@ -20,7 +20,7 @@ from hf_peft_recipes.cli.recipes import copy_command, list_command, show_command
 from hf_peft_recipes.cli.training import train_command
 from hf_peft_recipes.cli.tuning import race_command, sweep_command
 from hf_peft_recipes.cli.using import chat_command, evaluate_command
-from hf_peft_recipes.cli.verifying import verify_command
+from hf_peft_recipes.cli.verifying import verify_command, verify_resume_command
 from hf_peft_recipes.errors import PreemptedError, RecipeError
 from hf_peft_recipes.launching import rank_from_environment
 from hf_peft_recipes.redaction import redact
@@ -51,6 +51,7 @@ app.command("bench", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(benc
 app.command("sweep", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(sweep_command)
 app.command("race", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(race_command)
 app.command("verify", rich_help_panel=_WORK)(verify_command)
+app.command("verify-resume", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(verify_resume_command)
 app.command("checkpoints", rich_help_panel=_WORK)(checkpoints_command)
 app.command("certify", rich_help_panel=_WORK)(certify_command)
 app.command("push", rich_help_panel=_HUB)(push_command)

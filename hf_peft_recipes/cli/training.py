@@ -64,6 +64,7 @@ def train_command(
     ] = None,
     budget_seconds: Annotated[float | None, typer.Option("--budget_seconds", hidden=True)] = None,
     budget_tokens: Annotated[int | None, typer.Option("--budget_tokens", hidden=True)] = None,
+    trajectory: Annotated[Path | None, typer.Option("--trajectory", hidden=True)] = None,
     exact: Exact = False,
     as_json: AsJson = False,
     num_processes: Annotated[
@@ -180,7 +181,7 @@ def train_command(
         result = recipe.train(
             output_dir, overwrite=overwrite, resume=resume, dry_run=dry_run, longest=longest,
             budget=make_budget(budget_seconds, budget_tokens), launch=_launch(num_processes, accelerate_config),
-            rehearse=False, progress=main, command=command, publication=publication,
+            rehearse=False, progress=main, command=command, publication=publication, trajectory=trajectory,
         )  # fmt: skip
     except PreemptedError as error:
         if main and error.folder:
