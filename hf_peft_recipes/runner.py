@@ -1,6 +1,7 @@
 """The whole path of one run, on one page: model and data, trainer, before, training, after, the run's folder."""
 
 import dataclasses
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -12,13 +13,14 @@ from accelerate.utils import gather_object
 
 from hf_peft_recipes import certificate, launching, results, saving
 from hf_peft_recipes.assembly import Prepared, prepare
+from hf_peft_recipes.checkpoints.writing import tidy
 from hf_peft_recipes.data import Example
 from hf_peft_recipes.errors import RecipeError
 from hf_peft_recipes.evaluation import Metrics, compared, evaluation_section, find_task, score_rows, summarize
 from hf_peft_recipes.hub.request import PushRequest
 from hf_peft_recipes.hub.runs import publish_run, reserve_place
 from hf_peft_recipes.measure.clock import StepClock
-from hf_peft_recipes.preflight import Examined, RunRequest, clear_run, last_checkpoint
+from hf_peft_recipes.preflight import Examined, RunRequest, clear_run
 from hf_peft_recipes.proof import TrainingProof
 from hf_peft_recipes.provenance import begin_record, data_record
 from hf_peft_recipes.report.plot import plot_losses
@@ -60,7 +62,7 @@ def run(
             folder.rmdir()
         raise
     record, main = _record(recipe, request, examined, prepared), prepared.world.is_main
-    clock = _callback(prepared.trainer, StepClock)
+    clock, written = _callback(prepared.trainer, StepClock), prepared.trainer.checkpoints
     try:
         if checkpoints:
             prepared.trainer.add_callback(checkpoints)
@@ -69,8 +71,12 @@ def run(
             if request.overwrite:
                 clear_run(folder)
             folder.mkdir(parents=True, exist_ok=True)
+            tidy(folder)
+            if examined.resumption:
+                print("\n".join(examined.resumption.told()), file=sys.stderr, flush=True)
             results.write_text(folder / results.RECIPE_FILE, recipe_file(with_absolute_paths(recipe)))
             results.write_result(folder, record)
+            saving.pin_base(prepared.model, recipe, folder)
         _train(recipe, request, examined, prepared, record)
         prepared.release()
         if main:
@@ -87,6 +93,7 @@ def run(
             if prepared.signal is not None:
                 record["rewards"] |= prepared.signal.result()
             record["measured"] |= {"total_seconds": time.perf_counter() - started, "phases": prepared.phases.shown()}
+            record["checkpoints"] = written.shown()
             if checkpoints:
                 record["published_checkpoints"] = checkpoints.result()
             results.write_result(folder, record)
@@ -106,7 +113,7 @@ def _train(
     before = _evaluate(recipe, prepared, examples, task)
     phases.lap("evaluate")
     phases.settle()
-    trainer.train(resume_from_checkpoint=str(last_checkpoint(folder)) if request.resume else None)
+    trainer.train(resume_from_checkpoint=examined.resumption.path if examined.resumption else None)
     record["measured"] |= {"peak_memory_bytes": phases.peak_memory_bytes("train"), **clock.result()}
     record["loss_curve"] = [_point(log) for log in trainer.state.log_history if "loss" in log or "eval_loss" in log]
     record["proof"] = proof.result()
@@ -182,6 +189,8 @@ def _record(recipe: ResolvedRecipe, request: RunRequest, examined: Examined, pre
         "data": data_record(recipe, examined, prepared.renderer, prepared.checks, prepared.data.ledger()),
         "parameters": dataclasses.asdict(prepared.parameters),
     }
+    if examined.resumption:
+        record["resumed"] = examined.resumption.shown()
     if weights := _weights(prepared):
         record["rewards"] = {"weights": weights}
     return record
