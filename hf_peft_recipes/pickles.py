@@ -33,6 +33,8 @@ _OF_ENGINES = (
     ("deepspeed.utils.tensor_fragment", "fragment_address"),
 )
 """Module and name of what DeepSpeed (0.19.8, ZeRO-2 and ZeRO-3) keeps in its states beside values: each holds values."""
+_REFUSAL = "Weights only load failed"
+"""How torch's message begins where a file names something else than values."""
 _INDEX = ".metadata"
 _OF_AN_INDEX = frozenset(
     (
@@ -75,7 +77,7 @@ def adapter_advice(folder: Path) -> str:
 
 
 @contextmanager
-def values_alone(checkpoint: Path | None) -> Iterator[None]:
+def values_alone(checkpoint: str | Path | None) -> Iterator[None]:
     """Let what runs inside read tensors and plain values from a checkpoint, and nothing that runs.
 
     Args:
@@ -87,6 +89,7 @@ def values_alone(checkpoint: Path | None) -> Iterator[None]:
     if checkpoint is None:
         yield
         return
+    checkpoint = Path(checkpoint)
     if weights := next((name for name in pickles_in(checkpoint) if _WEIGHTS.fullmatch(name)), None):
         raise UserError(f"{checkpoint / weights}: {WHY}; it is not read")
     for index in sorted(checkpoint.rglob(f"*{_INDEX}")):
@@ -96,7 +99,10 @@ def values_alone(checkpoint: Path | None) -> Iterator[None]:
     os.environ[_FORCE] = "1"
     try:
         yield
-    except pickle.UnpicklingError as error:
+    except BaseException as error:
+        # Where several processes read, torch wraps what each of them raised into an exception that is no Exception.
+        if _REFUSAL not in str(error):
+            raise
         raise _refused(checkpoint, str(error)) from None
     finally:
         if before is None:
@@ -127,14 +133,15 @@ def _require_plain(index: Path) -> None:
 def _refused(checkpoint: Path, told: str) -> UserError:
     """Return what torch refused in words, with the file that it stands in where that can be found."""
     found = re.search(r"GLOBAL ([\w.]+)", told)
-    named = found[1] if found else ""
+    if found is None:
+        return UserError(f"{checkpoint} holds more than values, and is not gone on from")
     for path in sorted(path for path in checkpoint.rglob("*") if is_pickle(path)):
         try:
-            if named in names_in(path):
-                return UserError(_told(path, named))
+            if found[1] in names_in(path):
+                return UserError(_told(path, found[1]))
         except Exception:  # broken in some other way, which is not what was refused
             continue
-    return UserError(f"{checkpoint} holds more than values, and is not gone on from: {' '.join(told.split())[:200]}")
+    return UserError(_told(checkpoint, found[1]))
 
 
 def _told(path: Path, name: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from hf_peft_recipes import certificate, launching, results, saving
+from hf_peft_recipes import certificate, launching, pickles, results, saving
 from hf_peft_recipes.assembly import Prepared, prepare
 from hf_peft_recipes.checkpoints.writing import tidy
 from hf_peft_recipes.data import Example
@@ -113,7 +113,9 @@ def _train(
     before = _evaluate(recipe, prepared, examples, task)
     phases.lap("evaluate")
     phases.settle()
-    trainer.train(resume_from_checkpoint=examined.resumption.path if examined.resumption else None)
+    checkpoint = examined.resumption.path if examined.resumption else None
+    with pickles.values_alone(checkpoint):
+        trainer.train(resume_from_checkpoint=checkpoint)
     record["measured"] |= {"peak_memory_bytes": phases.peak_memory_bytes("train"), **clock.result()}
     record["loss_curve"] = [_point(log) for log in trainer.state.log_history if "loss" in log or "eval_loss" in log]
     record["proof"] = proof.result()

@@ -1,0 +1,209 @@
+"""What others supply decides nothing: code of a base, pickles, recipes of the Hub, and the modes of what is written."""
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FAST
+
+from hf_peft_recipes import UserError, adapters, certificate, get_recipe, lineage, models, pickles
+from hf_peft_recipes.checkpoints.manifest import Batch, seal
+from hf_peft_recipes.embedded import MODEL_DIR
+from hf_peft_recipes.merging import request
+
+ROWS = [{"question": f"What is {n} plus one?", "answer": f"It is {n + 1}."} for n in range(40)]
+
+
+class Evil:
+    """What a pickle runs when it is read: here, it makes a folder."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.mark),))
+
+
+@pytest.fixture
+def mark(tmp_path):
+    return tmp_path / "it-was-run"
+
+
+@pytest.fixture
+def base(tmp_path):
+    return shutil.copytree(MODEL_DIR, tmp_path / "base")
+
+
+def with_code(folder: Path, mark: Path) -> Path:
+    """Let a base ask for code of its own."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    (folder / "own.py").write_text(f"open({str(mark)!r}, 'w').close()\n", "utf-8")
+    return folder
+
+
+def test_code_of_a_base_is_neither_run_nor_asked_about(base, mark, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    with_code(base, mark)
+    # transformers asks at the terminal where nothing is said, and takes this for leave.
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    section = {"name_or_path": str(base)}
+    models.load_tokenizer(section)
+    for load in (
+        lambda: models.load_configs(section),
+        lambda: models.load_base(AutoModelForCausalLM, section, None),
+    ):
+        with pytest.raises(UserError, match="--trust_remote_code true runs that code") as refused:
+            load()
+        assert "\n" not in str(refused.value)
+    assert not mark.exists()
+
+
+def test_a_statement_cannot_let_code_run(base, mark, monkeypatch):
+    with_code(base, mark)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    statement = {"load": {"trust_remote_code": True}, "model_class": "AutoModelForCausalLM", "trained": {}}
+    (base / "certificate.json").write_text(json.dumps(statement | {"prompts": [], "autocast": False}), "utf-8")
+    verdict = certificate.certify(base)
+    assert verdict["status"] == "failed" and not mark.exists()
+    # Nor choose what loads it.
+    (base / "certificate.json").write_text(json.dumps(statement | {"model_class": "pipeline"}), "utf-8")
+    assert "KeyError" in certificate.certify(base)["checks"][0]["detail"]
+
+
+def test_a_base_that_is_a_pickle_is_refused_with_a_word_of_why(base, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    (base / "model.safetensors").unlink()
+    torch.save({}, base / "pytorch_model.bin")
+    section = {"name_or_path": str(base)}
+    with pytest.raises(UserError, match=r"only pytorch_model.bin: a pickle runs code .* converts it$"):
+        models.check_base(section)
+    with pytest.raises(UserError, match=r"pickles \(\*\.bin\): a pickle runs code .* converts it$"):
+        models.load_base(AutoModelForCausalLM, section, None)
+    for name in ("model.pt", "model.pth", "model.ckpt", "model.pkl"):
+        with pytest.raises(UserError, match="is a file; .* a pickle runs code"):
+            models.check_base({"name_or_path": str(shutil.copy(base / "pytorch_model.bin", tmp_path / name))})
+
+
+def test_an_adapter_that_is_a_pickle_is_refused_with_a_word_of_why(base, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}', "utf-8")
+    torch.save({"one": torch.ones(2)}, folder / "adapter_model.bin")
+    (folder / "certificate.json").write_text("{}", "utf-8")
+    for load in (
+        lambda: adapters.load_adapter(None, folder),
+        lambda: lineage.read_config(folder),
+        lambda: request._adapter_config(folder),
+    ):
+        with pytest.raises(UserError, match=r"a pickle runs code .* converts it$"):
+            load()
+    assert "a pickle runs code" in certificate.certify(folder)["checks"][0]["detail"]
+    # What the message says does it.
+    save_file(torch.load(folder / "adapter_model.bin", weights_only=True), folder / "adapter_model.safetensors")
+    assert load_file(folder / "adapter_model.safetensors")["one"].tolist() == [1.0, 1.0]
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A run that was ended after its checkpoint."""
+    folder = tmp_path_factory.mktemp("runs") / "out"
+    settings = {**FAST, "evaluation.max_rows": 0, "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    recipe = get_recipe("lora", dataset=ROWS, max_length=64, gradient_accumulation_steps=1, **settings)
+    recipe.train(folder, progress=False)
+    record = json.loads((folder / "result.json").read_text("utf-8"))
+    (folder / "result.json").write_text(json.dumps(record | {"status": "running"}), "utf-8")
+    shutil.rmtree(folder / "checkpoint-2")
+    return recipe, folder
+
+
+def resealed(folder: Path) -> None:
+    """List the files as they are now: a manifest proves no author."""
+    (folder / "manifest.json").unlink()
+    seal(folder, 1, 2, True, Batch(1, 8, 1))
+
+
+@pytest.mark.parametrize("name", ("optimizer.pt", "scheduler.pt", "rng_state.pth"))
+def test_a_checkpoint_cannot_let_code_run(interrupted, name, tmp_path, mark):
+    recipe, folder = interrupted[0], shutil.copytree(interrupted[1], tmp_path / "out")
+    torch.save({"state": Evil(mark)}, folder / "checkpoint-1" / name)
+    resealed(folder / "checkpoint-1")
+    with pytest.raises(UserError, match=rf"{name} would run posix.mkdir when it is read") as refused:
+        recipe.train(folder, resume=True, progress=False)
+    assert not mark.exists() and "\n" not in str(refused.value)
+    pickle.loads((zipfile.ZipFile(folder / "checkpoint-1" / name)).read(f"{Path(name).stem}/data.pkl"))
+    assert mark.exists()
+
+
+def test_weights_of_a_checkpoint_are_no_pickle(interrupted, tmp_path, mark):
+    recipe, folder = interrupted[0], shutil.copytree(interrupted[1], tmp_path / "out")
+    checkpoint = folder / "checkpoint-1"
+    (checkpoint / "adapter_model.safetensors").unlink()
+    torch.save({"one": Evil(mark)}, checkpoint / "adapter_model.bin")
+    resealed(checkpoint)
+    with pytest.raises(UserError, match=r"adapter_model.bin: a pickle runs code"):
+        recipe.train(folder, resume=True, progress=False)
+    assert not mark.exists()
+
+
+def test_no_checkpoint_holds_the_arguments_and_none_reads_them(interrupted, tmp_path, mark):
+    recipe, folder = interrupted[0], shutil.copytree(interrupted[1], tmp_path / "out")
+    checkpoint = folder / "checkpoint-1"
+    assert not (checkpoint / "training_args.bin").exists()
+    (checkpoint / "training_args.bin").write_bytes(pickle.dumps(Evil(mark)))
+    resealed(checkpoint)
+    assert recipe.train(folder, resume=True, progress=False).record["status"] == "done"
+    assert not mark.exists()
+    assert list(folder.rglob("training_args.bin")) == [checkpoint / "training_args.bin"]
+
+
+def sharded(folder: Path, further: object) -> Path:
+    """Write what several processes write, by torch's own means, in this one."""
+    import torch.distributed.checkpoint as dcp
+
+    state = {"weight": torch.ones(4, dtype=torch.bfloat16), "steps": 3, "further": further}
+    dcp.save(state, storage_writer=dcp.FileSystemWriter(folder / "optimizer_0"), no_dist=True)
+    return folder
+
+
+def read_back(folder: Path) -> dict:
+    import torch.distributed.checkpoint as dcp
+
+    state = {"weight": torch.zeros(4, dtype=torch.bfloat16), "steps": 0, "further": None}
+    with pickles.values_alone(folder):
+        dcp.load(state, storage_reader=dcp.FileSystemReader(folder / "optimizer_0"), no_dist=True)
+    return state
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_sharded_checkpoint_cannot_let_code_run(tmp_path, mark):
+    whole = read_back(sharded(tmp_path / "whole", 0.1))
+    assert whole["steps"] == 3 and whole["weight"].sum() == 4 and whole["further"] == 0.1
+    # torch reads what is no tensor there by weights_only=False.
+    with pytest.raises(UserError, match=r"chunk would run posix.mkdir when"):
+        read_back(sharded(tmp_path / "chunk", Evil(mark)))
+    index = sharded(tmp_path / "index", 1) / "optimizer_0" / ".metadata"
+    index.write_bytes(pickle.dumps(Evil(mark)))
+    with pytest.raises(UserError, match=r"\.metadata would run posix.mkdir when it is read"):
+        read_back(tmp_path / "index")
+    index.write_bytes(b"\x80\x04nonsense")
+    with pytest.raises(UserError, match="cannot be looked into"):
+        read_back(tmp_path / "index")
+    assert not mark.exists()
+
+
+def test_looking_into_a_pickle_runs_nothing(tmp_path, mark):
+    path = tmp_path / "any.pkl"
+    path.write_bytes(pickle.dumps([Evil(mark), {1: (Evil(mark),)}]) + pickle.dumps(print))
+    assert pickles.names_in(path) == {"posix.mkdir", "builtins.print"}
+    assert not mark.exists()
