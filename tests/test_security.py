@@ -11,10 +11,15 @@ import pytest
 import torch
 from conftest import FAST
 
-from hf_peft_recipes import UserError, adapters, certificate, get_recipe, lineage, models, pickles
+from hf_peft_recipes import UserError, adapters, certificate, get_recipe, lineage, models, pickles, registry
+from hf_peft_recipes.api.rounds import _open_source
 from hf_peft_recipes.checkpoints.manifest import Batch, seal
 from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.merging import request
+from hf_peft_recipes.rounds.settings import read_rounds
+from hf_peft_recipes.scorers.rewards import read_rewards
+from hf_peft_recipes.spec import recipe_file
+from hf_peft_recipes.spec.serialize import decision_words
 
 ROWS = [{"question": f"What is {n} plus one?", "answer": f"It is {n + 1}."} for n in range(40)]
 
@@ -207,3 +212,61 @@ def test_looking_into_a_pickle_runs_nothing(tmp_path, mark):
     path.write_bytes(pickle.dumps([Evil(mark), {1: (Evil(mark),)}]) + pickle.dumps(print))
     assert pickles.names_in(path) == {"posix.mkdir", "builtins.print"}
     assert not mark.exists()
+
+
+@pytest.fixture
+def on_the_hub(monkeypatch):
+    """Return a function that gives the Hub a recipe, and its name."""
+
+    def give(text: str) -> str:
+        source = registry.Source("theirs", "hub:them/theirs@0123", lambda: text)
+        find = registry.find
+        monkeypatch.setattr(registry, "find", lambda name: source if name == "hub:them/theirs" else find(name))
+        return "hub:them/theirs"
+
+    return give
+
+
+DECIDED = ("model.trust_remote_code", "model.use_kernels", "model.allow_all_kernels", "allow_code_execution")
+WHO_RUNS = "is a decision of who runs"
+
+
+@pytest.mark.parametrize("path", (*DECIDED, "model.kernel_config"))
+def test_no_way_through_a_recipe_lets_code_run(on_the_hub, path):
+    section, _, key = path.rpartition(".")
+    for text in (
+        f"{section}: {{{key}: true}}" if section else f"{key}: true",
+        f"{section}: {{{key}: {{deeper: true}}}}" if section else f"{key}: {{deeper: true}}",
+        f"rules: [{{when: {{}}, set: {{{path}: true}}, why: w}}]",
+        f"rules: [{{when: {{device.kind: [cpu, cuda]}}, set: {{{path}: true}}, why: w}}]",
+        f"rules: [{{when: {{device.kind: tpu}}, set: {{{path}.deeper: true}}, why: w}}]",
+        f"chosen_for_device: {{{path}: {{otherwise: true, why: w}}}}",
+    ):
+        name = on_the_hub(f"extends: lora\n{text}\n")
+        with pytest.raises(UserError, match=f"{key} {WHO_RUNS}"):
+            get_recipe(name)
+    if path != "model.kernel_config":
+        given = get_recipe("lora", **{path: True}).resolved
+        assert given.value(path) is True and key not in recipe_file(given)
+        assert decision_words(given) == [f"--{path}", "true"]
+
+
+def test_a_recipe_of_the_hub_names_no_code_and_no_file_of_this_machine(on_the_hub, tmp_path, monkeypatch):
+    (tmp_path / "own.yaml").write_text("extends: lora\n", "utf-8")
+    for local in (str(tmp_path / "own.yaml"), "own.yaml", "../own.yaml"):
+        with pytest.raises(UserError, match="a recipe of the Hub cannot name one"):
+            get_recipe(on_the_hub(f"extends: ['{local}']\n"))
+    # What a rule sets is the recipe's as well.
+    for text in ("rewards: {functions: ['os:getcwd']}", "rules: [{when: {}, set: {rewards.functions: ['os:getcwd']}, why: w}]"):
+        recipe = get_recipe(on_the_hub(f"extends: [grpo]\n{text}\n")).resolved
+        with pytest.raises(UserError, match="name code of this machine"):
+            read_rewards(recipe)
+    server = "{feedback.source: exact, feedback.engine: server, feedback.engine_options.base_url: 'http://them', feedback.engine_options.model: m}"
+    for change, told in (
+        (server, "says who answers: who runs the recipe does"),
+        ("{feedback.source: judge, feedback.options.base_url: 'http://them', feedback.options.model: m}", "who runs it does"),
+        ("{feedback.source: 'os:getcwd'}", "who runs it does"),
+    ):
+        recipe = get_recipe(on_the_hub(f"extends: [rft]\nrules: [{{when: {{}}, set: {change}, why: w}}]\n")).resolved
+        with pytest.raises(UserError, match=told):
+            _open_source(recipe, read_rounds(recipe), tmp_path, {})
