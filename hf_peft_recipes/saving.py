@@ -11,7 +11,7 @@ from hf_peft_recipes.data import Maker
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.fingerprint import FINGERPRINT_FILE, Fingerprint, fingerprint, local_reader
 from hf_peft_recipes.heads import find_head
-from hf_peft_recipes.results import write_text
+from hf_peft_recipes.results import open_weights, write_text
 from hf_peft_recipes.spec import ResolvedRecipe
 
 _CARD = "README.md"
@@ -31,6 +31,7 @@ def save(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path) -> N
     # Beside it stands, after preference optimisation, a copy of the adapter as it was before.
     chosen = {"selected_adapters": [model.active_adapter]} if hasattr(model, "peft_config") else {}
     model.save_pretrained(str(folder), **chosen)
+    open_weights(folder)
     if (folder / _CARD).exists() and not had_card:
         # PEFT's is a form to fill in, with a path of this machine as the base.
         (folder / _CARD).unlink()

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import stat
 import zipfile
 from pathlib import Path
 
@@ -14,8 +15,17 @@ from conftest import FAST
 from hf_peft_recipes import UserError, adapters, certificate, get_recipe, lineage, models, pickles, registry
 from hf_peft_recipes.api.rounds import _open_source
 from hf_peft_recipes.checkpoints.manifest import Batch, seal
+from hf_peft_recipes.cli import app
 from hf_peft_recipes.embedded import MODEL_DIR
+from hf_peft_recipes.endpoint.answers import Answers
+from hf_peft_recipes.feedback.asking import Feedback
+from hf_peft_recipes.feedback.journal import Journal
+from hf_peft_recipes.feedback.people.leases import Leases, alone
+from hf_peft_recipes.feedback.people.tokens import kept_token
+from hf_peft_recipes.feedback.record import Origin, as_turns
+from hf_peft_recipes.feedback.samples import Sample
 from hf_peft_recipes.merging import request
+from hf_peft_recipes.results import write_text
 from hf_peft_recipes.rounds.settings import read_rounds
 from hf_peft_recipes.scorers.rewards import read_rewards
 from hf_peft_recipes.spec import recipe_file
@@ -125,7 +135,11 @@ def interrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "out"
     settings = {**FAST, "evaluation.max_rows": 0, "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
     recipe = get_recipe("lora", dataset=ROWS, max_length=64, gradient_accumulation_steps=1, **settings)
-    recipe.train(folder, progress=False)
+    before = os.umask(0o077)
+    try:
+        recipe.train(folder, progress=False)
+    finally:
+        os.umask(before)
     record = json.loads((folder / "result.json").read_text("utf-8"))
     (folder / "result.json").write_text(json.dumps(record | {"status": "running"}), "utf-8")
     shutil.rmtree(folder / "checkpoint-2")
@@ -270,3 +284,48 @@ def test_a_recipe_of_the_hub_names_no_code_and_no_file_of_this_machine(on_the_hu
         recipe = get_recipe(on_the_hub(f"extends: [rft]\nrules: [{{when: {{}}, set: {change}, why: w}}]\n")).resolved
         with pytest.raises(UserError, match=told):
             _open_source(recipe, read_rounds(recipe), tmp_path, {})
+
+
+@pytest.fixture
+def umask():
+    """Return what sets the umask for a test."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): stat.S_IMODE(path.stat().st_mode) for path in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize(("mask", "file", "words"), ((0o000, 0o664, 0o660), (0o022, 0o644, 0o640), (0o077, 0o600, 0o600)))
+def test_files_are_as_open_as_the_umask_says_and_never_to_be_changed_by_all(tmp_path, umask, mask, file, words, monkeypatch):
+    umask(mask)
+    write_text(tmp_path / "result.json", "{}")
+    record = Sample(id="s", row_id="r", prompt=as_turns("p"), completion="c").record(Feedback(score=1.0), Origin("me"))
+    Journal(tmp_path / "feedback.jsonl").append([record])
+    Leases(tmp_path / ".leases").keep("ada", "s")
+    Answers(tmp_path / "judge.jsonl").put("key", ["text"])
+    with alone(tmp_path / "feedback.jsonl", "ada"):
+        found = modes(tmp_path)
+    said = {name: words for name in (".feedback.jsonl.ada.lock", ".leases", "feedback.jsonl", "judge.jsonl")}
+    assert found == {**said, "result.json": file}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    kept_token("t")
+    assert modes(tmp_path / "home" / "hf_peft_recipes") == {"feedback": 0o700, "feedback/t": 0o600}
+
+
+def test_a_command_writes_nothing_that_all_can_change(umask, monkeypatch):
+    found = []
+    monkeypatch.setattr(app, "app", lambda: found.append(os.umask(0o022)))
+    for mask in (0o000, 0o022, 0o077):
+        umask(mask)
+        app.main()
+    assert found == [0o002, 0o022, 0o077]
+
+
+def test_a_private_run_is_private(interrupted):
+    found = modes(interrupted[1])
+    assert {mode for name, mode in found.items() if (interrupted[1] / name).is_file()} == {0o600}
+    assert {mode for name, mode in found.items() if (interrupted[1] / name).is_dir()} == {0o700}
+    assert "checkpoint-1/adapter_model.safetensors" in found and "adapter_model.safetensors" in found
