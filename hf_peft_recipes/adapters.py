@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.pickles import adapter_advice
 from hf_peft_recipes.sharding import shape
 
 
@@ -82,7 +83,7 @@ def load_adapter(base: Any, folder: Path) -> Any:
         UserError: there is no adapter, or it does not fit the base.
     """
     if adapter_file(folder) is None:
-        raise UserError(f"{str(folder)!r} holds no adapter (adapter_model.safetensors)")
+        raise UserError(f"{str(folder)!r} holds no adapter (adapter_model.safetensors){adapter_advice(folder)}")
     from peft import PeftModel
 
     rows = _vocabulary_size(base, folder)

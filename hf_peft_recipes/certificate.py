@@ -18,6 +18,7 @@ from hf_peft_recipes.four_bit import mend
 from hf_peft_recipes.fresh_process import last_words, run_verb
 from hf_peft_recipes.heads import Head, head_of_class
 from hf_peft_recipes.lineage import base_differences, read_config, read_fingerprint
+from hf_peft_recipes.pickles import adapter_advice
 from hf_peft_recipes.results import write_text
 
 STATEMENT_FILE = "certificate.json"
@@ -33,6 +34,9 @@ TOP = 32
 TOLERANCE = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
 """How far a log-probability may be off, in nats, by the base's dtype: other kernels round differently. On one machine
 the differences seen are those of printing six digits."""
+
+_OF_LOADING = ("dtype", "attn_implementation", "quantization", "num_labels", "id2label", "label2id", "pad_token_id")
+"""What a statement may say of how its model is loaded: what `saving` and the heads write."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,9 @@ def _check_all(folder: Path, statement: Mapping[str, Any], checks: list[Check], 
     from transformers import AutoTokenizer
 
     adapter = adapter_file(folder)
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    if adapter is None and not any(folder.glob("*.safetensors")):
+        raise UserError(f"no safetensors{adapter_advice(folder)}")
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     model = _load(folder, statement, adapter is not None)
     if adapter is not None:
         # Only now are the base's files sure to be here.
@@ -231,12 +237,15 @@ def _load(folder: Path, statement: Mapping[str, Any], has_adapter: bool) -> Any:
     import torch
     import transformers
 
-    keywords = dict(statement["load"])
+    # The statement may be anybody's: what it says of loading is looked up by name, and never that code is to be run.
+    keywords = {key: statement["load"][key] for key in _OF_LOADING if key in statement["load"]}
+    keywords |= {"trust_remote_code": False, "use_safetensors": True}
     if quantization := keywords.pop("quantization", None):
         keywords["quantization_config"] = transformers.BitsAndBytesConfig(**quantization)
     if torch.cuda.is_available():
         keywords["device_map"] = {"": 0}
     name = statement["model_class"]
+    head_of_class(name)
     loader = getattr(peft, name.replace("AutoModel", "AutoPeftModel")) if has_adapter else getattr(transformers, name)
     model = loader.from_pretrained(str(folder), **keywords)
     mend(model)

@@ -18,6 +18,32 @@ PARTIAL = ".partial"
 """Ends the name of what is being written; whoever holds a run's folder may remove what a kill has left of it."""
 
 
+def file_mode() -> int:
+    """Return the permissions of a file that is made now: as the umask has it, and never writable for everybody."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        umask = int(status.partition("Umask:")[2].split()[0], 8)
+    except (OSError, IndexError, ValueError):
+        # Elsewhere it is only told by setting it, which another thread's files may fall into.
+        umask = os.umask(0o077)
+        os.umask(umask)
+    return 0o664 & ~umask
+
+
+def open_weights(folder: Path) -> None:
+    """Let whoever may read the other files in `folder` read its weights: safetensors leaves them to their owner."""
+    for path in folder.glob("*.safetensors"):
+        path.chmod(file_mode())
+
+
+def open_confided(path: str, flags: int) -> int:
+    """Return the handle of a file with people's words, new ones for their owner and, if the umask lets it, the group.
+
+    It is an `opener` of `open`.
+    """
+    return os.open(path, flags, 0o660)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file, without secrets, so that a reader sees the old content or the new one, never a part."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
@@ -26,7 +52,7 @@ def write_text(path: Path, text: str) -> None:
             file.write(redact(text))
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
+        Path(temporary).chmod(file_mode())
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from hf_peft_recipes import certificate, launching, preemption, results, saving
+from hf_peft_recipes import certificate, launching, pickles, preemption, results, saving
 from hf_peft_recipes.assembly import Prepared, prepare
 from hf_peft_recipes.checkpoints.disk import disk_told
 from hf_peft_recipes.checkpoints.writing import tidy
@@ -126,11 +126,12 @@ def _train(
     preemption.doing("before the first step")
     if not prepared.world.shards:
         evaluate()
+    checkpoint = examined.resumption.path if examined.resumption else None
     try:
-        with preemption.deferred():
+        with preemption.deferred(), pickles.values_alone(checkpoint):
             if prepared.world.shards:
                 before_first_step(trainer, evaluate)
-            trainer.train(resume_from_checkpoint=examined.resumption.path if examined.resumption else None)
+            trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         logs = trainer.state.log_history
         record["loss_curve"] = [_point(log) for log in logs if "loss" in log or "eval_loss" in log]

@@ -13,7 +13,7 @@ from hf_peft_recipes.data import Maker
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.fingerprint import FINGERPRINT_FILE, Fingerprint, fingerprint, local_reader
 from hf_peft_recipes.heads import find_head
-from hf_peft_recipes.results import write_text
+from hf_peft_recipes.results import open_weights, write_text
 from hf_peft_recipes.sharding import trained_tensors, whole_state
 from hf_peft_recipes.spec import ResolvedRecipe
 
@@ -69,6 +69,7 @@ def _write(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path, te
         chosen["state_dict"] = tensors
     with _cardless(model):
         model.save_pretrained(str(folder), **chosen)
+    open_weights(folder)
     renderer.tokenizer.save_pretrained(str(folder))
     pin_base(model, recipe, folder)
     _name_base(model, recipe, folder)

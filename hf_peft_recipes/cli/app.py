@@ -63,6 +63,8 @@ app.add_typer(feedback_app, rich_help_panel=_WORK, no_args_is_help=True)
 def main() -> None:
     """Run the command line; end with the exit code that `errors.EXIT_CODES` documents."""
     collector.rest()
+    # Whatever the umask: what a run writes, and what libraries write for it, is not for everybody to change.
+    os.umask(os.umask(0o077) | 0o002)
     try:
         follow_parent()
         app()

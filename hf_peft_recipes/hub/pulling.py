@@ -12,6 +12,7 @@ from hf_peft_recipes.hub.address import Address
 from hf_peft_recipes.hub.client import call, client
 from hf_peft_recipes.hub.contents import may_be_published, model_files
 from hf_peft_recipes.hub.digests import is_same
+from hf_peft_recipes.pickles import WHY, is_pickle
 
 
 def pull(address: Address, folder: Path) -> str:
@@ -35,7 +36,9 @@ def download(repo_id: str, revision: str | None, folder: Path) -> str:
     info = call(repo_id, lambda: client().model_info(repo_id, revision=revision, files_metadata=True))
     wanted = {file.rfilename: file for file in info.siblings or [] if may_be_published(file.rfilename)}
     if not any(name.endswith(".safetensors") for name in wanted):
-        raise UserError(f"{repo_id} holds neither an adapter nor a model (*.safetensors)")
+        pickled = [file.rfilename for file in info.siblings or [] if is_pickle(Path(file.rfilename))]
+        told = f", only {pickled[0]}: {WHY}" if pickled else ""
+        raise UserError(f"{repo_id} holds neither an adapter nor a model (*.safetensors){told}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     needed, free = sum(file.size or 0 for file in wanted.values()), shutil.disk_usage(folder.parent).free
     if needed > free:

@@ -13,7 +13,7 @@ from hf_peft_recipes.lock import sole_writer
 from hf_peft_recipes.report.sweep_plot import plot_trials
 from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE, write_text
 from hf_peft_recipes.spec import ResolvedRecipe, recipe_file
-from hf_peft_recipes.spec.serialize import with_absolute_paths
+from hf_peft_recipes.spec.serialize import decision_words, with_absolute_paths
 from hf_peft_recipes.sweep.plan import HELD_OUT_LOSS, SCHEMA_VERSION, Decide, Sweep
 from hf_peft_recipes.sweep.study import CUT_OFF, STUDY_FILE, Study
 
@@ -89,9 +89,7 @@ def run_fresh(job: Job) -> tuple[Finished, Record | None]:
         file = Path(scratch) / RECIPE_FILE
         write_text(file, recipe_file(job.recipe))
         words = ["--exact", "--no-rehearse", "--output_dir", str(job.folder), "--trial", f"{job.study}:{job.number}"]
-        # It never stands in a file.
-        if job.recipe.value("model.trust_remote_code"):
-            words += ["--trust_remote_code", "true"]
+        words += decision_words(job.recipe)
         finished = run_verb("train", str(file), *words)
     return finished, read_record(job.folder)
 
