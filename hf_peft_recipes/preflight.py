@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ from hf_peft_recipes.budget import Budget
 from hf_peft_recipes.data.loading import read
 from hf_peft_recipes.data.reading import Examples
 from hf_peft_recipes.data.shapes import SHAPES, check_shape
-from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE, read_result
 from hf_peft_recipes.scorers.rewards import read_rewards
 from hf_peft_recipes.spec import ResolvedRecipe
@@ -31,6 +32,15 @@ _PROMPT_ONLY = "prompt_only"
 
 OPTIMIZER_PACKAGES = {"galore": "galore_torch", "apollo": "apollo_torch"}
 """First word of an optimizer's name to its module; the extra of that name installs it."""
+
+ON_NONFINITE = {
+    "stop": "the run ends, its last good checkpoint stays",
+    "rollback": "it goes back to its last good checkpoint, and leaves that step out",
+}
+ON_OOM = {
+    "halve": "half as many rows at a time, as many a step",
+    "stop": "the run ends",
+}
 
 _TO_LEARN_ANSWERS = {
     "preference": " To train on what was chosen: --data.columns.completion chosen",
@@ -63,6 +73,14 @@ class RunRequest:
     """The caller's reward functions, by the path under which the recipe names them."""
     sources: dict[str, Any] = field(default_factory=dict)
     """The caller's functions that give feedback, by the path under which the recipe names them."""
+    on_nonfinite: str = "stop"
+    """What becomes of a run where a loss or a gradient is not finite: see `ON_NONFINITE`."""
+    max_rollbacks: int = 3
+    """How often it goes back before it stops all the same."""
+    on_oom: str = "halve"
+    """What becomes of a run where a step does not fit into memory: see `ON_OOM`."""
+    advise: Callable[[], str] = str
+    """Says what would fit into memory, where nothing does."""
     launch: tuple[str, ...] = ()
     """Flags by which the training of each round is started in several processes."""
 
@@ -84,6 +102,7 @@ def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
         LaunchError: the launcher's variables contradict each other.
     """
     launching.check_environment(os.environ)
+    check_recovery(recipe, request)
     check_optimizer(recipe)
     output_dir = run_folder(recipe, request)
     if not request.dry_run and launching.rank_from_environment() == 0:
@@ -104,6 +123,24 @@ def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
 def run_folder(recipe: ResolvedRecipe, request: RunRequest) -> Path:
     """Return the run's folder: the one that was asked for, or a new one below `runs/`."""
     return request.output_dir or Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def check_recovery(recipe: ResolvedRecipe, request: RunRequest) -> None:
+    """Raise a UserError where what is to become of a run that fails is not known, or cannot be done."""
+    for name, known in (("on_nonfinite", ON_NONFINITE), ("on_oom", ON_OOM)):
+        asked = getattr(request, name)
+        if asked not in known:
+            listed = "; ".join(f"{word}: {meaning}" for word, meaning in known.items())
+            raise UserError(f"--{name} {asked}{did_you_mean(asked, known)} ({listed})")
+    if request.max_rollbacks < 0:
+        raise UserError(f"--max_rollbacks {request.max_rollbacks}: 0 or more is wanted")
+    if request.on_nonfinite == "rollback":
+        if recipe.value("training.save_only_model"):
+            raise UserError("--on_nonfinite rollback needs whole checkpoints: leave training.save_only_model out")
+        if recipe.value("training.fp16"):
+            raise UserError(
+                "--on_nonfinite rollback: under training.fp16 the gradient scaler leaves out such steps by itself"
+            )
 
 
 def check_optimizer(recipe: ResolvedRecipe) -> None:
@@ -160,10 +197,16 @@ def last_checkpoint(folder: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    if not found:
+    found = newest_checkpoint(folder)
+    if found is None:
         raise UserError(f"--resume: {str(folder)!r} holds no checkpoint")
-    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    return found
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint in the run's folder; None where there is none."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
 
 
 def _check_folder(folder: Path, request: RunRequest, in_rounds: bool) -> None:

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from hf_peft_recipes import certificate, launching, results, saving
+from hf_peft_recipes import certificate, launching, recovery, results, saving
 from hf_peft_recipes.assembly import Prepared, prepare
 from hf_peft_recipes.data import Example
-from hf_peft_recipes.errors import RecipeError
+from hf_peft_recipes.errors import NonFiniteError, RecipeError
 from hf_peft_recipes.evaluation import Metrics, compared, evaluation_section, find_task, score_rows, summarize
+from hf_peft_recipes.finite import FiniteGuard, LossSpikes
 from hf_peft_recipes.hub.request import PushRequest
 from hf_peft_recipes.hub.runs import publish_run, reserve_place
 from hf_peft_recipes.measure.clock import StepClock
-from hf_peft_recipes.preflight import Examined, RunRequest, clear_run, last_checkpoint
+from hf_peft_recipes.preflight import Examined, RunRequest, clear_run, last_checkpoint, newest_checkpoint
 from hf_peft_recipes.proof import TrainingProof
 from hf_peft_recipes.provenance import begin_record, data_record
 from hf_peft_recipes.report.plot import plot_losses
@@ -42,6 +43,8 @@ def run(
     Raises:
         UserError, LaunchError: as `prepare` raises them, before anything is written.
         NotTrainedError: training ran and did not train; the folder's record says so.
+        NonFiniteError: a loss, a gradient or a weight was not finite.
+        OutOfMemoryError: a step does not fit into memory.
         CertificateError: what was saved does not load as what was trained.
         HubError: the run is done and was not published; the folder is whole.
     """
@@ -64,6 +67,8 @@ def run(
     try:
         if checkpoints:
             prepared.trainer.add_callback(checkpoints)
+        if request.resume and (earlier := recovery.read_recoveries(folder)):
+            record["recoveries"] = earlier
         if main:
             # Only now that nothing can be refused any more is the earlier run given up.
             if request.overwrite:
@@ -80,6 +85,8 @@ def run(
     except BaseException as error:
         code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
         record |= {"status": "failed", "exit_code": code, "error": f"{type(error).__name__}: {error}"}
+        if isinstance(error, NonFiniteError):
+            record["nonfinite"] = error.facts
         raise
     finally:
         if main:
@@ -106,10 +113,22 @@ def _train(
     before = _evaluate(recipe, prepared, examples, task)
     phases.lap("evaluate")
     phases.settle()
-    trainer.train(resume_from_checkpoint=str(last_checkpoint(folder)) if request.resume else None)
+
+    def note(done: recovery.Recovery) -> None:
+        record["recoveries"] = [*record.get("recoveries", []), done]
+        if prepared.world.is_main:
+            results.write_result(folder, record)
+
+    recovery.train(
+        trainer, last_checkpoint(folder) if request.resume else None, lambda: newest_checkpoint(folder),
+        recovery.policy_of(recipe, request), record.get("recoveries", []), note,
+    )  # fmt: skip
     record["measured"] |= {"peak_memory_bytes": phases.peak_memory_bytes("train"), **clock.result()}
     record["loss_curve"] = [_point(log) for log in trainer.state.log_history if "loss" in log or "eval_loss" in log]
     record["proof"] = proof.result()
+    record["numbers"] = _callback(trainer, FiniteGuard).result()
+    if spikes := _callback(trainer, LossSpikes):
+        record["spikes"] = spikes.found
     best, budget = _callback(trainer, BestCheckpoint), _callback(trainer, BudgetEnd)
     if best and best.result():
         record["stopping"] = best.result()
