@@ -16,6 +16,7 @@ _ROOMS = {
     "SweepResult": "hf_peft_recipes.api",
     "certify": "hf_peft_recipes.api",
     "get_recipe": "hf_peft_recipes.api",
+    "list_checkpoints": "hf_peft_recipes.api",
     "list_recipes": "hf_peft_recipes.api",
     "pull": "hf_peft_recipes.api",
     "register_recipe": "hf_peft_recipes.registry",
@@ -33,6 +34,7 @@ __all__ = [
     "UserError",
     "certify",
     "get_recipe",
+    "list_checkpoints",
     "list_recipes",
     "pull",
     "register_recipe",
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
         SweepResult,
         certify,
         get_recipe,
+        list_checkpoints,
         list_recipes,
         pull,
     )

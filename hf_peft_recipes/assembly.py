@@ -10,6 +10,7 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_peft_recipes import adapters, launching, lineage, models
+from hf_peft_recipes.checkpoints.resuming import share_rows
 from hf_peft_recipes.data import Check, Maker, PreparedData
 from hf_peft_recipes.data.longest import longest_rows
 from hf_peft_recipes.device import detect_device
@@ -93,6 +94,8 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
                 "and there are none (data.validation_size, evaluation.max_rows)"
             )
         arguments.eval_strategy = type(arguments.eval_strategy)("no")
+    if examined.resumption and request.model is None:
+        lineage.require_base(examined.output_dir, recipe.section("model"))
     model = _model(recipe, request, tokenized.renderer, method, material)
     # Before a trainer adds a copy to compare with.
     parameters = models.count_parameters(model)
@@ -150,6 +153,10 @@ def _arguments(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) 
         arguments["load_best_model_at_end"] = False
     elif request.budget:
         arguments |= budget_arguments()
+    if examined.resumption and (batch := examined.resumption.batch):
+        arguments["gradient_accumulation_steps"] = share_rows(
+            batch, launching.size_from_environment(), int(arguments["per_device_train_batch_size"])
+        )
     return arguments | {"output_dir": str(examined.output_dir), "disable_tqdm": True}
 
 

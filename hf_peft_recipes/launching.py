@@ -35,6 +35,11 @@ def rank_from_environment() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def size_from_environment() -> int:
+    """Return how many processes the launcher says there are, before torch is imported."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def check_environment(environment: Mapping[str, str]) -> None:
     """Raise a LaunchError when the launcher's variables already show that the run would not be what was asked for."""
     if "MASTER_ADDR" in environment and "WORLD_SIZE" not in environment:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hf_peft_recipes import launching, models
 from hf_peft_recipes.budget import Budget
+from hf_peft_recipes.checkpoints.resuming import Resumption, find_resumption
 from hf_peft_recipes.data.loading import read
 from hf_peft_recipes.data.reading import Examples
 from hf_peft_recipes.data.shapes import SHAPES, check_shape
@@ -19,14 +20,22 @@ from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE, read_result
 from hf_peft_recipes.scorers.rewards import read_rewards
 from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.spec.objectives import OBJECTIVES
+from hf_peft_recipes.spec.sameness import require_same
 
 _RUN_FILES = (RECIPE_FILE, RESULT_FILE, "adapter_config.json", "config.json", "trainer_state.json")
 _RUN_PATTERNS = (
     *_RUN_FILES, "adapter_model.safetensors", "certificate.json", "base_fingerprint.json", "model*.safetensors",
     "model.safetensors.index.json", "generation_config.json", "loss.png", "tokenizer*", "special_tokens_map.json",
     "rounds.png", "chat_template.jinja", "added_tokens.json", "vocab.json", "merges.txt", "training_args.bin",
-    "checkpoint-*",
+    "checkpoint-*", ".checkpoint-*",
 )  # fmt: skip
+
+_UNTOUCHED_SECTIONS = ("summary", "chosen_for_device", "rules", "evaluation", "certify", "speed")
+_UNTOUCHED_TRAINING = (
+    "save_", "logging_", "eval_", "report_to", "run_name", "dataloader_", "use_cpu", "per_device_",
+    "gradient_accumulation_steps", "torch_empty_cache_steps", "disable_tqdm", "ddp_",
+)  # fmt: skip
+"""Beginnings of fields that say how, and not what, is learned."""
 
 _PROMPT_ONLY = "prompt_only"
 
@@ -91,6 +100,8 @@ class Examined:
 
     output_dir: Path
     examples: Examples
+    resumption: Resumption | None = None
+    """Where the run goes on from, if it does."""
 
 
 def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
@@ -107,6 +118,9 @@ def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
     output_dir = run_folder(recipe, request)
     if not request.dry_run and launching.rank_from_environment() == 0:
         _check_folder(output_dir, request, recipe.is_in_rounds)
+    resumption = None
+    if request.resume and not recipe.is_in_rounds:
+        resumption = _resumption(output_dir, recipe)
     if request.model is None:
         models.check_base(recipe.section("model"))
     rewards = read_rewards(recipe, request.rewards)
@@ -117,7 +131,9 @@ def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
             f"data set {examples.name!r} holds prompts alone, and the reward {wanting!r} needs a reference: "
             "name its column, --data.columns.prompt … --data.columns.completion …"
         )
-    return Examined(output_dir, examples)
+    if request.resume:
+        _require_same_data(output_dir, examples)
+    return Examined(output_dir, examples, resumption)
 
 
 def run_folder(recipe: ResolvedRecipe, request: RunRequest) -> Path:
@@ -191,22 +207,32 @@ def clear_run(folder: Path) -> None:
                 path.unlink()
 
 
-def last_checkpoint(folder: Path) -> Path:
-    """Return the newest checkpoint in the run's folder.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = newest_checkpoint(folder)
-    if found is None:
-        raise UserError(f"--resume: {str(folder)!r} holds no checkpoint")
-    return found
+def _resumption(folder: Path, recipe: ResolvedRecipe) -> Resumption:
+    """Return where the run in `folder` goes on, as the one that it began as."""
+    file = folder / RECIPE_FILE
+    if file.is_file():
+        require_same(file, recipe, _may_change)
+    return find_resumption(folder, file.is_file())
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint in the run's folder; None where there is none."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+def _may_change(path: tuple[str, ...]) -> bool:
+    """Return whether a value makes no difference to what was trained before: rows a step are kept all the same."""
+    section, *keys = path
+    if section in _UNTOUCHED_SECTIONS:
+        return True
+    return section == "training" and keys[0].startswith(_UNTOUCHED_TRAINING)
+
+
+def _require_same_data(folder: Path, examples: Examples) -> None:
+    """Raise a UserError where the rows are no longer those that the run in `folder` began with."""
+    if not (folder / RESULT_FILE).is_file():
+        return
+    before = read_result(folder)["data"].get("fingerprint")
+    if before is not None and before != examples.fingerprint:
+        raise UserError(
+            f"--resume: data set {examples.name!r} has changed since the run in {str(folder)!r} began; "
+            "which of its rows were learned from is not known any more"
+        )
 
 
 def _check_folder(folder: Path, request: RunRequest, in_rounds: bool) -> None:
@@ -215,9 +241,7 @@ def _check_folder(folder: Path, request: RunRequest, in_rounds: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output folder {str(folder)!r} is a file")
     if request.resume:
-        if not in_rounds:
-            last_checkpoint(folder)
-        elif not (folder / RECIPE_FILE).is_file():
+        if in_rounds and not (folder / RECIPE_FILE).is_file():
             raise UserError(f"--resume: {str(folder)!r} holds no run")
         if (folder / RESULT_FILE).is_file() and read_result(folder)["status"] == "done":
             raise UserError(f"--resume: the run in {str(folder)!r} is done")

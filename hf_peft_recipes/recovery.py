@@ -4,7 +4,6 @@ In one process the same trainer is trained once more from a checkpoint. What tha
 in a new process, so the steps that follow are the same.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
+from hf_peft_recipes.checkpoints import Verdict, newest_good
+from hf_peft_recipes.checkpoints.verdicts import PREFIX
 from hf_peft_recipes.errors import NonFiniteError, OutOfMemoryError, UserError
 from hf_peft_recipes.finite import FiniteGuard
 from hf_peft_recipes.fresh_process import tells_of_memory
@@ -61,8 +62,7 @@ class _Failure:
 
 def train(
     trainer: Any,
-    checkpoint: Path | None,
-    last_good: Callable[[], Path | None],
+    checkpoint: str | None,
     policy: Policy,
     earlier: Iterable[Recovery] = (),
     note: Callable[[Recovery], None] = lambda _: None,
@@ -72,7 +72,6 @@ def train(
     Args:
         trainer: ready to train, with a `FiniteGuard` that watches it.
         checkpoint: to go on from; None begins.
-        last_good: returns the newest checkpoint that training can go on from; None where there is none.
         policy: what becomes of the run where it cannot take a step.
         earlier: what was done about such steps before the run was cut off.
         note: is told what is done about one, before training goes on.
@@ -90,8 +89,8 @@ def train(
     while failure := _attempt(trainer, guard, checkpoint):
         _clear(trainer)
         made = (_halve if failure.is_memory else _roll_back)(trainer, failure, policy, done)
-        checkpoint = _where_from(trainer, failure, last_good)
-        found = made | {"from_step": 0 if checkpoint is None else _step_of(checkpoint)}
+        start = _where_from(trainer, failure)
+        checkpoint, found = str(start.path), made | {"from_step": start.step}
         done.append(found)
         _take_up(trainer, guard, found)
         if trainer.is_world_process_zero():
@@ -150,14 +149,14 @@ class _Start(TrainerCallback):
             self._trainer._save_checkpoint(self._trainer.model_wrapped, trial=None)
 
 
-def _attempt(trainer: Any, guard: FiniteGuard, checkpoint: Path | None) -> _Failure | None:
+def _attempt(trainer: Any, guard: FiniteGuard, checkpoint: str | None) -> _Failure | None:
     """Train, and return what went wrong; None where training came to its end.
 
     Raises:
         OutOfMemoryError: memory ran out elsewhere than in a step.
     """
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.train(resume_from_checkpoint=checkpoint)
     except NonFiniteError as error:
         return _Failure(str(error), error.facts, False, guard.within)
     except Exception as error:
@@ -247,7 +246,7 @@ def _take_up(trainer: Any, guard: FiniteGuard, recovery: Recovery) -> None:
         _set_micro_batch(trainer, rows, accumulation)
 
 
-def _where_from(trainer: Any, failure: _Failure, last_good: Callable[[], Path | None]) -> Path | None:
+def _where_from(trainer: Any, failure: _Failure) -> Verdict:
     """Return the checkpoint to go on from, the same in all processes.
 
     Raises:
@@ -256,12 +255,16 @@ def _where_from(trainer: Any, failure: _Failure, last_good: Callable[[], Path | 
     if failure.is_memory and failure.within == "step" and not _checkpoint(trainer).is_dir():
         # Nothing has touched the weights since the last step that ended.
         trainer._save_checkpoint(trainer.model_wrapped, trial=None)
-    found = [last_good() if trainer.is_world_process_zero() else None]
+    found: list[Verdict | None] = [None]
+    if trainer.is_world_process_zero():
+        found[0], skipped = newest_good(Path(trainer.args.output_dir))
+        for one in skipped:
+            print(f"warning: skipped {one.path.name}: {one.problems[0]}", file=sys.stderr, flush=True)
     if trainer.args.world_size > 1:
         broadcast_object_list(found)
     if found[0] is None:
-        kind = OutOfMemoryError if failure.is_memory else NonFiniteError
-        raise kind(f"{failure.said}; there is no checkpoint to go on from")
+        said = f"{failure.said}; there is no checkpoint to go on from"
+        raise OutOfMemoryError(said) if failure.is_memory else NonFiniteError(said, failure.facts)
     return found[0]
 
 
@@ -281,9 +284,4 @@ def _clear(trainer: Any) -> None:
 
 
 def _checkpoint(trainer: Any) -> Path:
-    return Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
-
-
-def _step_of(checkpoint: Path) -> int:
-    step: int = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-    return step
+    return Path(trainer.args.output_dir) / f"{PREFIX}{trainer.state.global_step}"

@@ -81,9 +81,7 @@ def rehearse(recipe: ResolvedRecipe, plan: MemoryPlan) -> Rehearsal:
         write_text(Path(scratch) / RECIPE_FILE, recipe_file(recipe))
         options = {**shortened(recipe), "output_dir": folder}
         words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-        finished = run_verb(
-            "train", f"{scratch}/{RECIPE_FILE}", "--exact", "--longest", "--no-rehearse", *_AS_IT_IS, *words
-        )
+        finished = run_verb("train", f"{scratch}/{RECIPE_FILE}", *_TOLD, *words)
         record = _read(folder / RESULT_FILE)
     measured = record.get("measured") or {}
     phases = measured.get("phases") or {}

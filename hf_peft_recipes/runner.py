@@ -1,6 +1,8 @@
 """The whole path of one run, on one page: model and data, trainer, before, training, after, the run's folder."""
 
 import dataclasses
+import math
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ from accelerate.utils import gather_object
 
 from hf_peft_recipes import certificate, launching, recovery, results, saving
 from hf_peft_recipes.assembly import Prepared, prepare
+from hf_peft_recipes.checkpoints.writing import tidy
 from hf_peft_recipes.data import Example
 from hf_peft_recipes.errors import NonFiniteError, RecipeError
 from hf_peft_recipes.evaluation import Metrics, compared, evaluation_section, find_task, score_rows, summarize
@@ -19,7 +22,7 @@ from hf_peft_recipes.finite import FiniteGuard, LossSpikes
 from hf_peft_recipes.hub.request import PushRequest
 from hf_peft_recipes.hub.runs import publish_run, reserve_place
 from hf_peft_recipes.measure.clock import StepClock
-from hf_peft_recipes.preflight import Examined, RunRequest, clear_run, last_checkpoint, newest_checkpoint
+from hf_peft_recipes.preflight import Examined, RunRequest, clear_run
 from hf_peft_recipes.proof import TrainingProof
 from hf_peft_recipes.provenance import begin_record, data_record
 from hf_peft_recipes.report.plot import plot_losses
@@ -63,7 +66,7 @@ def run(
             folder.rmdir()
         raise
     record, main = _record(recipe, request, examined, prepared), prepared.world.is_main
-    clock = _callback(prepared.trainer, StepClock)
+    clock, written = _callback(prepared.trainer, StepClock), prepared.trainer.checkpoints
     try:
         if checkpoints:
             prepared.trainer.add_callback(checkpoints)
@@ -74,8 +77,12 @@ def run(
             if request.overwrite:
                 clear_run(folder)
             folder.mkdir(parents=True, exist_ok=True)
+            tidy(folder)
+            if examined.resumption:
+                print("\n".join(examined.resumption.told()), file=sys.stderr, flush=True)
             results.write_text(folder / results.RECIPE_FILE, recipe_file(with_absolute_paths(recipe)))
             results.write_result(folder, record)
+            saving.pin_base(prepared.model, recipe, folder)
         _train(recipe, request, examined, prepared, record)
         prepared.release()
         if main:
@@ -87,6 +94,8 @@ def run(
         record |= {"status": "failed", "exit_code": code, "error": f"{type(error).__name__}: {error}"}
         if isinstance(error, NonFiniteError):
             record["nonfinite"] = error.facts
+        if prepared.trainer is not None:
+            record |= _course(prepared.trainer)
         raise
     finally:
         if main:
@@ -94,6 +103,7 @@ def run(
             if prepared.signal is not None:
                 record["rewards"] |= prepared.signal.result()
             record["measured"] |= {"total_seconds": time.perf_counter() - started, "phases": prepared.phases.shown()}
+            record["checkpoints"] = written.shown()
             if checkpoints:
                 record["published_checkpoints"] = checkpoints.result()
             results.write_result(folder, record)
@@ -119,16 +129,11 @@ def _train(
         if prepared.world.is_main:
             results.write_result(folder, record)
 
-    recovery.train(
-        trainer, last_checkpoint(folder) if request.resume else None, lambda: newest_checkpoint(folder),
-        recovery.policy_of(recipe, request), record.get("recoveries", []), note,
-    )  # fmt: skip
+    begin = examined.resumption.path if examined.resumption else None
+    recovery.train(trainer, begin, recovery.policy_of(recipe, request), record.get("recoveries", []), note)
     record["measured"] |= {"peak_memory_bytes": phases.peak_memory_bytes("train"), **clock.result()}
-    record["loss_curve"] = [_point(log) for log in trainer.state.log_history if "loss" in log or "eval_loss" in log]
+    record |= _course(trainer)
     record["proof"] = proof.result()
-    record["numbers"] = _callback(trainer, FiniteGuard).result()
-    if spikes := _callback(trainer, LossSpikes):
-        record["spikes"] = spikes.found
     best, budget = _callback(trainer, BestCheckpoint), _callback(trainer, BudgetEnd)
     if best and best.result():
         record["stopping"] = best.result()
@@ -150,6 +155,16 @@ def _train(
         section = recipe.section("evaluation") or {}
         record["metrics"] = compared(task, examined.examples.held_out_split, len(examples), before, after, section)
     trainer.accelerator.wait_for_everyone()
+
+
+def _course(trainer: Any) -> dict[str, Any]:
+    """Return the losses of a run so far, and what there is to be said of its numbers."""
+    spikes = _callback(trainer, LossSpikes)
+    return {
+        "loss_curve": [_point(log) for log in trainer.state.log_history if "loss" in log or "eval_loss" in log],
+        "numbers": _callback(trainer, FiniteGuard).result(),
+        **({"spikes": spikes.found} if spikes else {}),
+    }
 
 
 def _certify(recipe: ResolvedRecipe, folder: Path, record: dict[str, Any]) -> None:
@@ -201,6 +216,8 @@ def _record(recipe: ResolvedRecipe, request: RunRequest, examined: Examined, pre
         "data": data_record(recipe, examined, prepared.renderer, prepared.checks, prepared.data.ledger()),
         "parameters": dataclasses.asdict(prepared.parameters),
     }
+    if examined.resumption:
+        record["resumed"] = examined.resumption.shown()
     if weights := _weights(prepared):
         record["rewards"] = {"weights": weights}
     return record
@@ -219,4 +236,5 @@ def _point(log: dict[str, Any]) -> dict[str, float]:
         "step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm", "reward", "eval_reward", "reward_std",
         "frac_reward_zero_std", "kl", "entropy", "completions/mean_length", "completions/clipped_ratio",
     )  # fmt: skip
-    return {key: float(log[key]) for key in kept if log.get(key) is not None}
+    # The record is JSON, which has no NaN; what is none stops the run, and is told there.
+    return {key: float(log[key]) for key in kept if log.get(key) is not None and math.isfinite(float(log[key]))}

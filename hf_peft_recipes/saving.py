@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes import certificate, models
 from hf_peft_recipes.data import Maker
 from hf_peft_recipes.errors import UserError
-from hf_peft_recipes.fingerprint import FINGERPRINT_FILE, fingerprint, local_reader
+from hf_peft_recipes.fingerprint import FINGERPRINT_FILE, Fingerprint, fingerprint, local_reader
 from hf_peft_recipes.heads import find_head
 from hf_peft_recipes.results import write_text
 from hf_peft_recipes.spec import ResolvedRecipe
@@ -34,7 +35,8 @@ def save(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path) -> N
         # PEFT's is a form to fill in, with a path of this machine as the base.
         (folder / _CARD).unlink()
     renderer.tokenizer.save_pretrained(str(folder))
-    _pin_base(model, recipe, folder)
+    pin_base(model, recipe, folder)
+    _name_base(model, recipe, folder)
     head = find_head(recipe.objective)
     loading = _loading(model, recipe)
     if of_head := head.loading(renderer.labels, renderer.tokenizer):
@@ -59,24 +61,51 @@ def _round_heads(model: Any) -> None:
                 copy.data = copy.data.to(original.dtype)
 
 
-def _pin_base(model: Any, recipe: ResolvedRecipe, folder: Path) -> None:
-    """Write the base's fingerprint, and name the base in an adapter's config by its full path or by its commit."""
+@dataclass(frozen=True)
+class _Base:
+    """Where the base came from."""
+
+    name: str
+    """Full path of its files, or its id on the Hub."""
+    commit: str | None
+    found: Fingerprint
+
+
+def pin_base(model: Any, recipe: ResolvedRecipe, folder: Path) -> None:
+    """Write the base's fingerprint beside what is trained on it, where it has files.
+
+    Args:
+        model: as it was loaded, with or without its adapter.
+        recipe: of the run.
+        folder: the run's.
+    """
+    if base := _base(model, recipe):
+        write_text(folder / FINGERPRINT_FILE, base.found.to_json())
+
+
+def _name_base(model: Any, recipe: ResolvedRecipe, folder: Path) -> None:
+    """Name the base in an adapter's config by its full path or by its commit."""
+    base = _base(model, recipe)
+    if base and hasattr(model, "peft_config"):
+        path = folder / "adapter_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config |= {"base_model_name_or_path": base.name, "revision": base.commit}
+        write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _base(model: Any, recipe: ResolvedRecipe) -> _Base | None:
+    """Return the base that the model was loaded from; None where no files of it can be had."""
     section = dict(recipe.section("model") or {})
     if not _is_from(model, section):
         # The caller's own object: what it was loaded from, if from anything, is all that is known.
         section = {"name_or_path": _loaded_from(model)}
     try:
         files, commit = models.base_files(section)
-        found = fingerprint(local_reader(files), files.name if commit is None else str(section["name_or_path"]), commit)
+        told = str(section.get("name_or_path"))
+        found = fingerprint(local_reader(files), files.name if commit is None else told, commit)
     except UserError:
-        return
-    write_text(folder / FINGERPRINT_FILE, found.to_json())
-    if hasattr(model, "peft_config"):
-        path = folder / "adapter_config.json"
-        config = json.loads(path.read_text(encoding="utf-8"))
-        name = str(files) if commit is None else section["name_or_path"]
-        config |= {"base_model_name_or_path": name, "revision": commit}
-        write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        return None
+    return _Base(str(files) if commit is None else told, commit, found)
 
 
 def _is_from(model: Any, section: Mapping[str, Any]) -> bool:

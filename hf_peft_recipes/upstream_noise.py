@@ -58,6 +58,11 @@ HARMLESS_LOGS = (
         "the trainer aligns the model's config with the tokenizer, which is what is wanted",
     ),
     (
+        "transformers.trainer_callback",
+        "do not match the ones in the `trainer_state.json`",
+        "it compares shares of the steps with the steps they came to; `--resume` compares the recipes",
+    ),
+    (
         "lm_eval.models.huggingface",
         "`pretrained` model kwarg is not of type `str`",
         "the harness is handed the model as it was trained, and one process evaluates",

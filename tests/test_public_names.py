@@ -7,8 +7,8 @@ import hf_peft_recipes
 
 def test_all_is_exact():
     assert hf_peft_recipes.__all__ == [
-        "MergeResult", "PushRequest", "Recipe", "RecipeError", "RunResult", "SweepResult", "UserError", "certify", "get_recipe", "list_recipes", "pull",
-        "register_recipe",
+        "MergeResult", "PushRequest", "Recipe", "RecipeError", "RunResult", "SweepResult", "UserError", "certify", "get_recipe", "list_checkpoints", "list_recipes",
+        "pull", "register_recipe",
     ]  # fmt: skip
     for name in hf_peft_recipes.__all__:
         assert getattr(hf_peft_recipes, name) is not None

@@ -89,6 +89,7 @@ def _open_source(
 
 def _train_fresh(training: "Training", launch: tuple[str, ...]) -> "tuple[Finished, dict[str, Any] | None]":
     """Train a round in a process of its own: what it leaves in memory, or runs out of, is no other's."""
+    from hf_peft_recipes.checkpoints import newest_good
     from hf_peft_recipes.fresh_process import run_verb
     from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE, write_text
     from hf_peft_recipes.rounds.folder import read_json
@@ -97,8 +98,8 @@ def _train_fresh(training: "Training", launch: tuple[str, ...]) -> "tuple[Finish
     with tempfile.TemporaryDirectory(prefix="round-") as scratch:
         file = Path(scratch) / RECIPE_FILE
         write_text(file, recipe_file(training.recipe))
-        # One that was cut off goes on from its last checkpoint, and begins again where it left none.
-        begin = "--resume" if any(training.folder.glob("checkpoint-*")) else "--overwrite"
+        # One that was cut off goes on from its last whole checkpoint, and begins again where it left none.
+        begin = "--resume" if newest_good(training.folder)[0] else "--overwrite"
         words = ["--exact", "--no-rehearse", begin, "--output_dir", str(training.folder), *launch]
         # It never stands in a file.
         if training.recipe.value("model.trust_remote_code"):

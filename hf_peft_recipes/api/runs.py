@@ -37,6 +37,24 @@ def certify(source: str | Path, *, fresh: bool = True) -> dict[str, Any]:
         return certificate.certify_in_fresh_process(folder) if fresh else certificate.certify(folder)
 
 
+def list_checkpoints(folder: str | Path) -> list[dict[str, Any]]:
+    """Return the verdict on each checkpoint in a run's folder, newest first: `{name, step, good, problems, …}`.
+
+    Args:
+        folder: of the run, whether it is done or not.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    from hf_peft_recipes import checkpoints
+    from hf_peft_recipes.errors import UserError
+
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise UserError(f"{str(path)!r} is no folder of a run")
+    return [verdict.shown() for verdict in checkpoints.list_checkpoints(path)]
+
+
 def pull(name: str, folder: str | Path | None = None) -> "RunResult":
     """Return a published run, downloaded into a folder where every verb works on it.
 

@@ -9,6 +9,7 @@ import typer
 from hf_peft_recipes import collector
 from hf_peft_recipes.cli.benching import bench_command
 from hf_peft_recipes.cli.certifying import certify_command
+from hf_peft_recipes.cli.checkpointing import checkpoints_command
 from hf_peft_recipes.cli.feedback import feedback_app
 from hf_peft_recipes.cli.inspecting import inspect_command
 from hf_peft_recipes.cli.merging import merge_command
@@ -47,6 +48,7 @@ app.command("bench", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(benc
 app.command("sweep", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(sweep_command)
 app.command("race", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(race_command)
 app.command("verify", rich_help_panel=_WORK)(verify_command)
+app.command("checkpoints", rich_help_panel=_WORK)(checkpoints_command)
 app.command("certify", rich_help_panel=_WORK)(certify_command)
 app.command("push", rich_help_panel=_HUB)(push_command)
 app.command("pull", rich_help_panel=_HUB)(pull_command)

@@ -137,13 +137,13 @@ class Ranks(TrainerCallback):
         for proof in self.proofs:
             proof.excused = {f"base_model.model.{name.replace('lora_E', part)}" for name in empty for part in _PARTS}
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write what the allocator has seen beside the checkpoint, for `--resume`."""
-        if self._allocates and state.is_world_process_zero:
+    def write_part(self, folder: Path) -> None:
+        """Write what the allocator has seen into a checkpoint, for `--resume`."""
+        if self._allocates:
             allocator = self.tuner.rankallocator
             seen = {"ipt": allocator.exp_avg_ipt, "unc": allocator.exp_avg_unc}
             tensors = {f"{kind}:{name}": tensor for kind, found in seen.items() for name, tensor in found.items()}
-            save_file(tensors, Path(args.output_dir) / f"checkpoint-{state.global_step}" / IMPORTANCE_FILE)
+            save_file(tensors, folder / IMPORTANCE_FILE)
 
     def cut(self) -> None:
         """Take out of the model what the allocator has cut, and name in its config what is left."""

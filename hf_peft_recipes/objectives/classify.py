@@ -7,10 +7,10 @@ from transformers import Trainer
 from hf_peft_recipes.data import PreparedData
 from hf_peft_recipes.heads import sequence_classification
 from hf_peft_recipes.objectives.task_arguments import TaskArguments
-from hf_peft_recipes.objectives.trainers import Cardless, make_arguments, make_trainer
+from hf_peft_recipes.objectives.trainers import House, make_arguments, make_trainer
 
 
-class _Trainer(Cardless, Trainer):
+class _Trainer(House, Trainer):
     pass
 
 

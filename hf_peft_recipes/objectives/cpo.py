@@ -6,10 +6,10 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 
 from hf_peft_recipes.data import PreparedData
 from hf_peft_recipes.objectives.collation import SideCollator
-from hf_peft_recipes.objectives.trainers import Cardless, make_arguments, make_trainer
+from hf_peft_recipes.objectives.trainers import House, make_arguments, make_trainer
 
 
-class _Trainer(Cardless, CPOTrainer):
+class _Trainer(House, CPOTrainer):
     def tokenize_row(self, feature: Any, *_: Any, **__: Any) -> dict[str, Any]:
         """Leave the row as it is: tokens, with labels that say which belong to an answer."""
         return {}

@@ -12,10 +12,10 @@ from trl import DPOConfig, DPOTrainer
 from hf_peft_recipes.data import PreparedData
 from hf_peft_recipes.data.shapes import SHAPES
 from hf_peft_recipes.objectives.collation import PairCollator
-from hf_peft_recipes.objectives.trainers import Cardless, make_arguments, make_trainer
+from hf_peft_recipes.objectives.trainers import House, make_arguments, make_trainer
 
 
-class _Trainer(Cardless, DPOTrainer):
+class _Trainer(House, DPOTrainer):
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         """Leave the rows as they are: tokens, with labels that say which belong to an answer."""
         return dataset

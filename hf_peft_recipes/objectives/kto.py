@@ -9,10 +9,10 @@ from hf_peft_recipes.data import PreparedData
 from hf_peft_recipes.data.shapes import SHAPES
 from hf_peft_recipes.objectives.collation import JudgedCollator
 from hf_peft_recipes.objectives.dpo import reference_of
-from hf_peft_recipes.objectives.trainers import Cardless, make_arguments, make_trainer
+from hf_peft_recipes.objectives.trainers import House, make_arguments, make_trainer
 
 
-class _Trainer(Cardless, KTOTrainer):
+class _Trainer(House, KTOTrainer):
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         """Leave the rows as they are: tokens, with labels that say which belong to the answer."""
         return dataset

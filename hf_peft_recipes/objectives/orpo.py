@@ -10,10 +10,10 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from hf_peft_recipes.data import PreparedData
 from hf_peft_recipes.data.rendering import IGNORED
 from hf_peft_recipes.objectives.collation import SideCollator
-from hf_peft_recipes.objectives.trainers import Cardless, make_arguments, make_trainer
+from hf_peft_recipes.objectives.trainers import House, make_arguments, make_trainer
 
 
-class _Trainer(Cardless, ORPOTrainer):
+class _Trainer(House, ORPOTrainer):
     def tokenize_row(self, feature: Any, *_: Any, **__: Any) -> dict[str, Any]:
         """Leave the row as it is: tokens, with labels that say which belong to an answer."""
         return {}

@@ -7,10 +7,10 @@ from trl import RewardConfig, RewardTrainer
 from hf_peft_recipes.data import PreparedData
 from hf_peft_recipes.data.shapes import SHAPES
 from hf_peft_recipes.objectives.collation import PairCollator
-from hf_peft_recipes.objectives.trainers import Cardless, make_arguments, make_trainer
+from hf_peft_recipes.objectives.trainers import House, make_arguments, make_trainer
 
 
-class _Trainer(Cardless, RewardTrainer):
+class _Trainer(House, RewardTrainer):
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         """Leave the rows as they are: tokens of both sides."""
         return dataset

@@ -17,13 +17,13 @@ from hf_peft_recipes.data import PreparedData
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.objectives.dpo import reference_of
 from hf_peft_recipes.objectives.learning_signal import LearningSignal
-from hf_peft_recipes.objectives.trainers import Cardless, make_arguments, make_trainer
+from hf_peft_recipes.objectives.trainers import House, make_arguments, make_trainer
 from hf_peft_recipes.scorers.rewards import Answers, Reward
 
 _COLUMNS = ("conversation", "reference")
 
 
-class Rollouts(Cardless):
+class Rollouts(House):
     """Mixed in before upstream's trainer: prompts as they are served, and a look at the rewards."""
 
     signal: LearningSignal

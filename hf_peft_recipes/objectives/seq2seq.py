@@ -8,10 +8,10 @@ from hf_peft_recipes.data import PreparedData
 from hf_peft_recipes.heads import seq2seq_lm
 from hf_peft_recipes.objectives.classify import with_labels
 from hf_peft_recipes.objectives.task_arguments import RewritingArguments
-from hf_peft_recipes.objectives.trainers import Cardless, make_arguments, make_trainer
+from hf_peft_recipes.objectives.trainers import House, make_arguments, make_trainer
 
 
-class _Trainer(Cardless, Seq2SeqTrainer):
+class _Trainer(House, Seq2SeqTrainer):
     pass
 
 

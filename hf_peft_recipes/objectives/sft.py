@@ -5,10 +5,10 @@ from typing import Any
 from trl import SFTConfig, SFTTrainer
 
 from hf_peft_recipes.data import PreparedData
-from hf_peft_recipes.objectives.trainers import Cardless, make_arguments, make_trainer
+from hf_peft_recipes.objectives.trainers import House, make_arguments, make_trainer
 
 
-class _Trainer(Cardless, SFTTrainer):
+class _Trainer(House, SFTTrainer):
     pass
 
 

@@ -7,12 +7,12 @@ from transformers import Trainer
 from hf_peft_recipes.data import PreparedData
 from hf_peft_recipes.heads import token_classification
 from hf_peft_recipes.objectives.classify import training_arguments
-from hf_peft_recipes.objectives.trainers import Cardless, make_trainer
+from hf_peft_recipes.objectives.trainers import House, make_trainer
 
 __all__ = ["build_trainer", "training_arguments"]
 
 
-class _Trainer(Cardless, Trainer):
+class _Trainer(House, Trainer):
     pass
 
 

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hf_peft_recipes.checkpoints.sealed import SealedCheckpoints
 from hf_peft_recipes.data import PreparedData
 from hf_peft_recipes.errors import UserError
 
 
-class Cardless:
-    """A trainer, mixed in before upstream's, that writes no model card: upstream's names a local path as the base."""
+class House(SealedCheckpoints):
+    """A trainer, mixed in before upstream's: sealed checkpoints, and no model card, which would name a local path."""
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write nothing."""

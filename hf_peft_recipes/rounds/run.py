@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes import results
@@ -18,8 +17,8 @@ from hf_peft_recipes.rounds.finishing import clear_rounds, finish
 from hf_peft_recipes.rounds.loop import Account, run_rounds
 from hf_peft_recipes.rounds.settings import Rounds
 from hf_peft_recipes.rounds.training import Train
-from hf_peft_recipes.spec import ResolvedRecipe, recipe_file, strict_yaml
-from hf_peft_recipes.spec.entries import leaves
+from hf_peft_recipes.spec import ResolvedRecipe, recipe_file
+from hf_peft_recipes.spec.sameness import require_same
 from hf_peft_recipes.spec.serialize import with_absolute_paths
 
 
@@ -55,7 +54,7 @@ def run(
         raise UserError("a dry run has no rounds; try --feedback.rounds 1 --feedback.prompts 8 --max_steps 1")
     folder, began = examined.output_dir, time.perf_counter()
     if request.resume:
-        _require_same(folder, recipe)
+        require_same(folder / results.RECIPE_FILE, recipe, _may_change)
     if publication:
         if publication.every_save:
             raise UserError(
@@ -95,15 +94,5 @@ _MAY_CHANGE = ("rounds", "on_error", "max_failed", "compare", "falls_at_most", "
 """Of the section `feedback`, when a run goes on: what is done stays as it is."""
 
 
-def _require_same(folder: Path, recipe: ResolvedRecipe) -> None:
-    """Raise a UserError where a run would go on as another one than it began as."""
-    text = (folder / results.RECIPE_FILE).read_text(encoding="utf-8")
-    before, _ = strict_yaml.load(text, results.RECIPE_FILE)
-    now, _ = strict_yaml.load(recipe_file(with_absolute_paths(recipe)), "")
-    was, wanted = (dict(leaves(each)) for each in (before, now))
-    for path in [*was, *(path for path in wanted if path not in was)]:
-        if was.get(path) != wanted.get(path) and not (path[0] == "feedback" and path[1] in _MAY_CHANGE):
-            raise UserError(
-                f"--resume: {'.'.join(path)} is {wanted.get(path)!r} now and was {was.get(path)!r} when the run in "
-                f"{str(folder)!r} began; what it has done rests on that"
-            )
+def _may_change(path: tuple[str, ...]) -> bool:
+    return path[0] == "feedback" and path[1] in _MAY_CHANGE
