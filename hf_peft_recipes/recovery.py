@@ -4,6 +4,7 @@ In one process the same trainer is trained once more from a checkpoint. What tha
 in a new process, so the steps that follow are the same.
 """
 
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -84,18 +85,20 @@ def train(
     done = list(earlier)
     for one in done:
         _take_up(trainer, guard, one)
+    kept = _Kept(trainer)
     if policy.rolls_back:
-        trainer.add_callback(_Start(trainer))
+        trainer.add_callback(kept)
     while failure := _attempt(trainer, guard, checkpoint):
         _clear(trainer)
         made = (_halve if failure.is_memory else _roll_back)(trainer, failure, policy, done)
-        start = _where_from(trainer, failure)
+        start = _where_from(trainer, failure, kept)
         checkpoint, found = str(start.path), made | {"from_step": start.step}
         done.append(found)
         _take_up(trainer, guard, found)
         if trainer.is_world_process_zero():
             print(f"warning: {told(found)}", file=sys.stderr, flush=True)
         note(found)
+    kept.remove_unwanted()
 
 
 def policy_of(recipe: ResolvedRecipe, request: RunRequest) -> Policy:
@@ -138,15 +141,30 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and tells_of_memory(str(error))
 
 
-class _Start(TrainerCallback):
-    """Writes what training starts from as a checkpoint, where there would be none to go back to."""
+class _Kept(TrainerCallback):
+    """Writes the checkpoints that training goes on from, where the run itself has none: of its start, of a step."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
+        self._written: list[Path] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 0 and not _checkpoint(self._trainer).is_dir():
+        """Keep what training starts from."""
+        if state.global_step == 0:
+            self.write()
+
+    def write(self) -> None:
+        """Write a checkpoint of the state in memory, unless there is one."""
+        folder = Path(self._trainer.args.output_dir) / f"{PREFIX}{self._trainer.state.global_step}"
+        if not folder.is_dir():
             self._trainer._save_checkpoint(self._trainer.model_wrapped, trial=None)
+            self._written.append(folder)
+
+    def remove_unwanted(self) -> None:
+        """Remove them from the folder of a run that was to leave no checkpoints, once it needs them no more."""
+        if str(self._trainer.args.save_strategy.value) == "no" and self._trainer.is_world_process_zero():
+            for folder in self._written:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _attempt(trainer: Any, guard: FiniteGuard, checkpoint: str | None) -> _Failure | None:
@@ -246,15 +264,15 @@ def _take_up(trainer: Any, guard: FiniteGuard, recovery: Recovery) -> None:
         _set_micro_batch(trainer, rows, accumulation)
 
 
-def _where_from(trainer: Any, failure: _Failure) -> Verdict:
+def _where_from(trainer: Any, failure: _Failure, kept: _Kept) -> Verdict:
     """Return the checkpoint to go on from, the same in all processes.
 
     Raises:
         NonFiniteError, OutOfMemoryError: there is none.
     """
-    if failure.is_memory and failure.within == "step" and not _checkpoint(trainer).is_dir():
+    if failure.is_memory and failure.within == "step":
         # Nothing has touched the weights since the last step that ended.
-        trainer._save_checkpoint(trainer.model_wrapped, trial=None)
+        kept.write()
     found: list[Verdict | None] = [None]
     if trainer.is_world_process_zero():
         found[0], skipped = newest_good(Path(trainer.args.output_dir))
@@ -281,7 +299,3 @@ def _clear(trainer: Any) -> None:
 
         deactivate_neftune(trainer.model, trainer.neftune_hook_handle, trainer.accelerator)
     release_free_memory()
-
-
-def _checkpoint(trainer: Any) -> Path:
-    return Path(trainer.args.output_dir) / f"{PREFIX}{trainer.state.global_step}"

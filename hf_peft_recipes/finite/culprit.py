@@ -3,9 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from accelerate.utils import gather_object
+
+_T = TypeVar("_T")
 
 Fed = tuple[Mapping[str, Any], dict[str, Any]]
 """What the loss of a micro-batch was computed from: its tensors on the device, and the further arguments."""
@@ -17,6 +20,7 @@ class Culprit:
 
     tensor: str
     """What it is: `the output of model.layers.3.mlp`."""
+    process: int = 0
     micro_batch: int | None = None
     """In which it was found, counted from 0; None where it does not depend on the batch."""
 
@@ -33,22 +37,29 @@ def find_culprit(trainer: Any, loss: Callable[..., Any], fed: Sequence[Fed]) -> 
         loss: its `compute_loss`, without what watches it.
         fed: of the step's micro-batches.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if broken := broken_weight(model):
-        return Culprit(broken)
-    trainer.model_wrapped.zero_grad()
+    model, rank = trainer.accelerator.unwrap_model(trainer.model), trainer.args.process_index
+    broken = broken_weight(model)
+    if found := agreed(trainer, Culprit(broken, rank) if broken else None):
+        return found
     for replay in (_forward, _backward):
-        found: list[Culprit] = []
-        for number, (inputs, options) in enumerate(fed):
-            first = replay(trainer, model, loss, dict(inputs), options)
-            if first is not None:
-                found.append(Culprit(first, number))
-            if found and trainer.args.world_size == 1:
-                break
         trainer.model_wrapped.zero_grad()
-        if found:
-            return found[0]
-    return None
+        first: Culprit | None = None
+        for number, (inputs, options) in enumerate(fed):
+            name = replay(trainer, model, loss, dict(inputs), options)
+            first = first or (Culprit(name, rank, number) if name else None)
+            if first and trainer.args.world_size == 1:
+                break
+        if found := agreed(trainer, first):
+            break
+    trainer.model_wrapped.zero_grad()
+    return found
+
+
+def agreed(trainer: Any, found: _T | None) -> _T | None:
+    """Return what the first process has found that has found something; the same in all of them."""
+    if trainer.args.world_size == 1:
+        return found
+    return next((one for one in gather_object([found]) if one is not None), None)
 
 
 def broken_weight(model: Any, trainable_only: bool = False) -> str | None:

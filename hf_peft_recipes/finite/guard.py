@@ -1,15 +1,15 @@
 """The first loss or gradient that is not finite stops a run before the optimizer takes it in."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from hf_peft_recipes.errors import NonFiniteError
 from hf_peft_recipes.finite.batch import documents, find_rows
-from hf_peft_recipes.finite.culprit import Culprit, Fed, broken_weight, find_culprit
+from hf_peft_recipes.finite.culprit import Culprit, Fed, agreed, broken_weight, find_culprit
 
 KEPT_IN_CHECKPOINTS = "skipped_steps"
 """Key in `trainer_state.json`, beside the states of callbacks, under which the steps stand that are left out."""
@@ -140,7 +140,7 @@ class FiniteGuard(TrainerCallback):
             NonFiniteError: it is not. No step is to blame alone, so none could be left out.
         """
         value = (logs or {}).get("eval_loss")
-        if value is not None and not torch.isfinite(torch.tensor(float(value))):
+        if value is not None and not math.isfinite(float(value)):
             raise NonFiniteError(f"step {state.global_step}: the loss of held-out rows is {value}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -185,10 +185,10 @@ class FiniteGuard(TrainerCallback):
         return True
 
     def _error(self, step: int) -> NonFiniteError:
-        losses = [value for value in map(float, self._losses) if not torch.isfinite(torch.tensor(value))]
-        said = f"step {step}: the {'loss' if losses else 'gradient'} is not finite"
+        what = "loss" if any(not math.isfinite(value) for value in map(float, self._losses)) else None
         if self._trainer is None:
-            return NonFiniteError(said, {"step": step})
+            return NonFiniteError(f"step {step}: the {what or 'gradient'} is not finite", {"step": step})
+        said = f"step {step}: the {agreed(self._trainer, what) or 'gradient'} is not finite"
         facts: dict[str, Any] = {"step": step, "tensor": None, "micro_batch": None, "process": 0, "rows": None}
         if self._scaler is not None:
             # The scaler has left out all steps that could be, so this one is not to blame alone.
@@ -202,21 +202,28 @@ class FiniteGuard(TrainerCallback):
         try:
             return find_culprit(self._trainer, self._loss, self._fed), ""
         except Exception as error:
+            if self._trainer.args.world_size > 1:
+                # The other processes are in the middle of it.
+                raise
             # What is wrong is known; where it came from would only have helped.
             return None, " ".join(str(error).split())[:200] or type(error).__name__
 
     def _where(self, culprit: Culprit | None) -> dict[str, Any]:
-        """Return what all processes know of it together: that of the first one that found something."""
-        rank, world = self._trainer.args.process_index, self._trainer.args.world_size
-        found: dict[str, Any] = {"process": rank, "tensor": None, "micro_batch": None}
-        batches = [inputs for inputs, _ in self._fed]
-        if culprit is not None:
-            found |= {"tensor": culprit.tensor, "micro_batch": culprit.micro_batch}
+        """Return where it was, with the numbers of the training rows: of a micro-batch, or of all that the step had."""
+        if culprit is not None and culprit.micro_batch is None:
             # A weight is broken whatever the rows are.
-            batches = [] if culprit.micro_batch is None else [batches[culprit.micro_batch]]
-        found["rows"] = find_rows([one for batch in batches for one in documents(batch)], self._table)
-        everywhere = gather_object([found]) if world > 1 else [found]
-        return next((one for one in everywhere if one["tensor"]), everywhere[0])
+            return {"tensor": culprit.tensor, "process": culprit.process}
+        batches = [inputs for inputs, _ in self._fed]
+        if culprit is None:
+            return {"rows": self._rows(batches)}
+        own = culprit.process == self._trainer.args.process_index
+        rows = agreed(self._trainer, self._rows([batches[culprit.micro_batch or 0]]) if own else None)
+        return {
+            "tensor": culprit.tensor, "process": culprit.process, "micro_batch": culprit.micro_batch, "rows": rows,
+        }  # fmt: skip
+
+    def _rows(self, batches: Iterable[Any]) -> list[int] | None:
+        return find_rows([one for batch in batches for one in documents(batch)], self._table)
 
     def _require_weights(self, step: int) -> None:
         """Raise a NonFiniteError where weights that train are not finite, in any process.
@@ -226,9 +233,7 @@ class FiniteGuard(TrainerCallback):
         """
         trainer = self._trainer
         broken = broken_weight(trainer.accelerator.unwrap_model(trainer.model), trainable_only=True)
-        if trainer.args.world_size > 1:
-            broken = next((one for one in gather_object([broken]) if one), None)
-        if broken:
+        if broken := agreed(trainer, broken):
             raise NonFiniteError(
                 f"step {step}: {broken} is not finite after it", {"step": step, "tensor": broken} if step else None
             )
