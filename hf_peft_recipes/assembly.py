@@ -16,6 +16,7 @@ from hf_peft_recipes.data.longest import longest_rows
 from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.evaluation import heaviest
+from hf_peft_recipes.finite import FiniteGuard, LossSpikes
 from hf_peft_recipes.heads import find_head
 from hf_peft_recipes.launching import World
 from hf_peft_recipes.measure.clock import StepClock
@@ -107,7 +108,12 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     )
     if request.budget:
         stopping.append(BudgetEnd(request.budget, clock.tokens_seen))
-    callbacks = [TrainingProof(facts.is_rewarded, not request.dry_run), clock, *stopping, *request.callbacks]
+    # Before the proof, which takes for granted that gradients are numbers.
+    guard = FiniteGuard()
+    proof = TrainingProof(facts.is_rewarded, not request.dry_run, guard.leaves_out)
+    # The loss of what is rewarded stays about zero, whatever is learned: no leap of it means anything.
+    watching = [guard, proof] if facts.is_rewarded else [guard, proof, LossSpikes()]
+    callbacks = [*watching, clock, *stopping, *request.callbacks]
     rewards = read_rewards(recipe, request.rewards)
     further = {"rewards": rewards} if facts.is_rewarded else {}
     trainer = objective.build_trainer(model, tokenized.renderer.tokenizer, data, arguments, callbacks, **further)
@@ -117,6 +123,7 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     world = replace(world, kind=kind, shards=kind in engines.SHARDING)
     method.attach(trainer)
     trust_projectors(str(recipe.value("training.optim")))
+    guard.watch(trainer, data.train)
     clock.watch(trainer)
     if request.trajectory:
         Trajectory(request.trajectory).watch(trainer)

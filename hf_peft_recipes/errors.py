@@ -1,8 +1,9 @@
 """What can go wrong, and the exit code that tells a program which it was."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 EXIT_CODES = {
     0: "done",
@@ -16,6 +17,7 @@ EXIT_CODES = {
     8: "the gate says: do not ship",
     9: "the run waits for people's feedback; the last line says how it is given, and how the run goes on",
     10: "preempted: a signal or the time limit ended the run, which goes on with --resume; nothing was published",
+    11: "a training step did not fit into memory, however few rows at a time; the last line says what would fit",
     12: "the disk could not be written; the last line says what the run's folder holds, and how the run goes on",
     130: "interrupted from the keyboard",
 }
@@ -43,6 +45,30 @@ class NotTrainedError(RecipeError):
     """Training ran, but tensors that should have been trained did not change, or frozen ones did."""
 
     exit_code = 3
+
+
+class NonFiniteError(NotTrainedError):
+    """A loss, a gradient or a weight is NaN or infinite; the step that it belongs to was not taken."""
+
+    def __init__(self, message: str, facts: Mapping[str, Any] | None = None) -> None:
+        """Args:
+        message: one line.
+        facts: where it was found, as a run's record has it; with `step` where leaving out that step would help.
+        """
+        super().__init__(message)
+        self.facts: dict[str, Any] = dict(facts or {})
+
+    @property
+    def step(self) -> int | None:
+        """Return the optimizer step that is to be left out, counted from 1; None where none is at fault."""
+        step: int | None = self.facts.get("step")
+        return step
+
+
+class OutOfMemoryError(RecipeError):
+    """A training step does not fit into memory, and nothing that keeps the run's result makes it fit."""
+
+    exit_code = 11
 
 
 class RewardError(RecipeError):

@@ -86,6 +86,11 @@ def last_words(finished: Finished) -> str:
     return f"the process was ended by a signal ({signal.strsignal(-finished.returncode)}); its last line: {said}"
 
 
+def tells_of_memory(text: str) -> bool:
+    """Return whether a message says that there is no memory left."""
+    return any(sign in text.lower() for sign in _STARVED)
+
+
 def out_of_memory(finished: Finished, said: str) -> str:
     """Return how a process told that there was no memory left for it; empty where it ended otherwise.
 
@@ -97,7 +102,7 @@ def out_of_memory(finished: Finished, said: str) -> str:
         return "the system ended it for want of memory"
     # Where native code gives up, what it says about it is not the last line.
     sentences = [*said.split(". "), *(reversed(finished.stderr.splitlines()) if finished.returncode < 0 else ())]
-    return next((text.strip() for text in sentences if any(sign in text.lower() for sign in _STARVED)), "")
+    return next((text.strip() for text in sentences if tells_of_memory(text)), "")
 
 
 def outcome(finished: Finished, record: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """The proof that training trained: trainable tensors had gradients and moved, frozen ones did not.
 
 Some methods run without an error and train nothing: IA3 and layer-norm tuning on an NF4 base, adapters whose steps are
-smaller than their dtype can hold. A tensor is proved when it has had a finite gradient other than zero and its value
-has changed.
+smaller than their dtype can hold. A tensor is proved when it has had a gradient other than zero and its value has
+changed; that gradients are finite is seen to by `finite`.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,12 +37,16 @@ class TrainingProof(TrainerCallback, ExportableState):
     `result()` gives the account afterwards.
     """
 
-    def __init__(self, waits: bool = False, concludes: bool = True) -> None:
+    def __init__(
+        self, waits: bool = False, concludes: bool = True, leaves_out: Callable[[int], bool] = lambda _: False
+    ) -> None:
         """Args:
         waits: whether an update without any gradient is no fault: where all answers to a prompt had the same reward,
             there is nothing to learn. Such updates are none to judge by; a run of them alone did not train.
         concludes: whether the end of training is one to judge by, which that of a dry run is not.
+        leaves_out: whether an optimizer step, counted from 1, is taken without a gradient on purpose.
         """
+        self._leaves_out = leaves_out
         self._concludes = concludes
         self._waits = waits
         self.empty_updates = 0
@@ -62,8 +67,12 @@ class TrainingProof(TrainerCallback, ExportableState):
         self._split = self._steps_inside = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Take the checksums of all trainable and of some frozen tensors."""
+        """Take the checksums of all trainable and of some frozen tensors; of what goes on, those of its beginning."""
         let_go(model)
+        if self._start:
+            # Updates that are made once more from an earlier state prove no more than they did.
+            self._updates = 0
+            return
         # A matrix of rank 0, as AdaLoRA leaves some, has nothing to train.
         trainable = {name: one for name, one in model.named_parameters() if one.requires_grad and size(one)}
         if not trainable:
@@ -80,7 +89,7 @@ class TrainingProof(TrainerCallback, ExportableState):
         self, args: Any, state: Any, control: Any, model: Any = None, lr_scheduler: Any = None, **_: Any
     ) -> None:
         """Note which tensors have a gradient, while there are tensors to prove."""
-        if not self.unproved:
+        if not self.unproved or self._leaves_out(state.global_step + 1):
             return
         if self._waits and not any(
             tensor.grad is not None and bool(local(tensor.grad).any()) for tensor in model.parameters()
@@ -100,8 +109,6 @@ class TrainingProof(TrainerCallback, ExportableState):
             gradient = None if tensor.grad is None else local(tensor.grad)
             if gradient is None:
                 self.unproved[name] = "no gradient: it takes no part in the loss"
-            elif not bool(torch.isfinite(gradient).all()):
-                raise NotTrainedError(f"step {state.global_step + 1}: the gradient of {name} is not finite")
             elif bool(gradient.any()):
                 self._had_gradient.add(name)
                 self.unproved[name] = "its gradient is not zero, but its value does not change"
@@ -120,12 +127,6 @@ class TrainingProof(TrainerCallback, ExportableState):
         if self._updates >= UPDATES_TO_JUDGE and not self.judged:
             self.judged = True
             self._judge()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        """Stop at the first loss or gradient norm that is not finite."""
-        for key in ("loss", "grad_norm", "eval_loss"):
-            if logs and key in logs and not math.isfinite(float(logs[key])):
-                raise NotTrainedError(f"step {state.global_step}: {key} is {logs[key]}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Compare the frozen tensors with what they were; a run that waited for a gradient in vain did not train."""

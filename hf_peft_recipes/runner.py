@@ -1,6 +1,7 @@
 """The whole path of one run, on one page: model and data, trainer, before, training, after, the run's folder."""
 
 import dataclasses
+import math
 import sys
 import tempfile
 import time
@@ -11,12 +12,14 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from hf_peft_recipes import certificate, launching, pickles, preemption, results, saving
+from hf_peft_recipes import certificate, launching, pickles, preemption, recovery, results, saving
 from hf_peft_recipes.assembly import Prepared, prepare
 from hf_peft_recipes.checkpoints.disk import disk_told
 from hf_peft_recipes.checkpoints.writing import tidy
 from hf_peft_recipes.data import Example
+from hf_peft_recipes.errors import NonFiniteError
 from hf_peft_recipes.evaluation import Metrics, compared, evaluation_section, find_task, score_rows, summarize
+from hf_peft_recipes.finite import FiniteGuard, LossSpikes
 from hf_peft_recipes.hub.request import PushRequest
 from hf_peft_recipes.hub.runs import publish_run, reserve_place
 from hf_peft_recipes.measure.clock import StepClock
@@ -45,6 +48,8 @@ def run(
     Raises:
         UserError, LaunchError: as `prepare` raises them, before anything is written.
         NotTrainedError: training ran and did not train; the folder's record says so.
+        NonFiniteError: a loss, a gradient or a weight was not finite.
+        OutOfMemoryError: a step does not fit into memory.
         CertificateError: what was saved does not load as what was trained.
         HubError: the run is done and was not published; the folder is whole.
         PreemptedError: the process was asked to end; the folder's record says so.
@@ -71,6 +76,8 @@ def _run(
         if checkpoints:
             prepared.trainer.add_callback(checkpoints)
         prepared.trainer.add_callback(PreemptionEnd())
+        if request.resume and (earlier := recovery.read_recoveries(folder)):
+            record["recoveries"] = earlier
         if main:
             # Only now that nothing can be refused any more is the earlier run given up.
             if request.overwrite:
@@ -90,6 +97,10 @@ def _run(
         record |= {"status": "done", "exit_code": 0}
     except BaseException as error:
         record |= results.ending(error)
+        if isinstance(error, NonFiniteError):
+            record["nonfinite"] = error.facts
+        if prepared.trainer is not None:
+            record |= _course(prepared.trainer)
         raise
     finally:
         if main:
@@ -123,20 +134,22 @@ def _train(
         phases.lap("evaluate")
         phases.settle()
 
+    def note(done: recovery.Recovery) -> None:
+        record["recoveries"] = [*record.get("recoveries", []), done]
+        if prepared.world.is_main:
+            results.write_result(folder, record)
+
     preemption.doing("before the first step")
     if not prepared.world.shards:
         evaluate()
-    checkpoint = examined.resumption.path if examined.resumption else None
-    try:
-        with preemption.deferred(), pickles.values_alone(checkpoint):
-            if prepared.world.shards:
-                before_first_step(trainer, evaluate)
-            trainer.train(resume_from_checkpoint=checkpoint)
-    finally:
-        logs = trainer.state.log_history
-        record["loss_curve"] = [_point(log) for log in logs if "loss" in log or "eval_loss" in log]
+    begin, policy = examined.resumption.path if examined.resumption else None, recovery.policy_of(recipe, request)
+    with preemption.deferred(), pickles.values_alone(begin):
+        if prepared.world.shards:
+            before_first_step(trainer, evaluate)
+        recovery.train(trainer, begin, policy, record.get("recoveries", []), note)
     preemption.doing("after the last step")
     record["measured"] |= {"peak_memory_bytes": phases.peak_memory_bytes("train"), **clock.result()}
+    record |= _course(trainer)
     record["proof"] = proof.result()
     best, budget = _callback(trainer, BestCheckpoint), _callback(trainer, BudgetEnd)
     if best and best.result():
@@ -161,6 +174,16 @@ def _train(
         section = recipe.section("evaluation") or {}
         record["metrics"] = compared(task, examined.examples.held_out_split, len(examples), before, after, section)
     trainer.accelerator.wait_for_everyone()
+
+
+def _course(trainer: Any) -> dict[str, Any]:
+    """Return the losses of a run so far, and what there is to be said of its numbers."""
+    spikes = _callback(trainer, LossSpikes)
+    return {
+        "loss_curve": [_point(log) for log in trainer.state.log_history if "loss" in log or "eval_loss" in log],
+        "numbers": _callback(trainer, FiniteGuard).result(),
+        **({"spikes": spikes.found} if spikes else {}),
+    }
 
 
 def _certify(recipe: ResolvedRecipe, folder: Path, record: dict[str, Any]) -> None:
@@ -233,4 +256,5 @@ def _point(log: dict[str, Any]) -> dict[str, float]:
         "step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm", "reward", "eval_reward", "reward_std",
         "frac_reward_zero_std", "kl", "entropy", "completions/mean_length", "completions/clipped_ratio",
     )  # fmt: skip
-    return {key: float(log[key]) for key in kept if log.get(key) is not None}
+    # The record is JSON, which has no NaN; what is none stops the run, and is told there.
+    return {key: float(log[key]) for key in kept if log.get(key) is not None and math.isfinite(float(log[key]))}

@@ -318,7 +318,7 @@ def test_files_are_as_open_as_the_umask_says_and_never_to_be_changed_by_all(
     Answers(tmp_path / "judge.jsonl").put("key", ["text"])
     with alone(tmp_path / "feedback.jsonl", "ada"):
         found = modes(tmp_path)
-    said = {name: words for name in (".feedback.jsonl.ada.lock", ".leases", "feedback.jsonl", "judge.jsonl")}
+    said = dict.fromkeys((".feedback.jsonl.ada.lock", ".leases", "feedback.jsonl", "judge.jsonl"), words)
     assert found == {**said, "result.json": file}
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
     kept_token("t")

@@ -219,6 +219,9 @@ class Recipe:
         dry_run: bool = False,
         longest: bool = False,
         budget: "Budget | None" = None,
+        on_nonfinite: str = "stop",
+        max_rollbacks: int = 3,
+        on_oom: str = "halve",
         launch: tuple[str, ...] = (),
         rehearse: bool | None = None,
         progress: bool = True,
@@ -238,6 +241,11 @@ class Recipe:
             dry_run: load everything, run one step, write nothing.
             longest: take the longest rows alone, as many as all steps need: for a rehearsal.
             budget: what ends training, in place of the recipe's steps: for a race.
+            on_nonfinite: what becomes of the run at the first loss or gradient that is not finite: `stop` ends it, its
+                last good checkpoint stays; `rollback` goes back to that and leaves the step out.
+            max_rollbacks: how often it goes back before it stops all the same.
+            on_oom: what becomes of the run where a step runs out of memory: `halve` takes half as many rows at a time,
+                and as many a step; `stop` ends it.
             launch: flags by which several processes train each round of a recipe of feedback: `--num_processes`, `2`.
             rehearse: as `Recipe.rehearse` has it, before anything is loaded here.
             progress: show how far it is.
@@ -251,6 +259,8 @@ class Recipe:
             PreemptedError: a signal or the time limit ended the run, which goes on with `resume`.
             LaunchError: other processes came up than were asked for.
             NotTrainedError: the run stopped itself: tensors did not train, or no round was better than the start.
+            NonFiniteError: a loss, a gradient or a weight was not finite.
+            OutOfMemoryError: a step does not fit into memory.
             SourceError: a source of feedback failed too often.
             WaitingError: people are to give feedback first.
             CertificateError: what was saved does not load as what was trained.
@@ -262,12 +272,15 @@ class Recipe:
         told = command or f"hf_peft_recipes.get_recipe({self.name!r}, …).train()"
         request = self._request(
             output_dir, told, overwrite=overwrite, resume=resume, dry_run=dry_run, longest=longest, budget=budget,
-            progress=progress, launch=launch, trajectory=trajectory,
+            progress=progress, launch=launch, trajectory=trajectory, on_nonfinite=on_nonfinite,
+            max_rollbacks=max_rollbacks, on_oom=on_oom, advise=self._memory_advice,
         )  # fmt: skip
         resolved = self._for_run()
         request.output_dir = run_folder(resolved, request)
         with watching(max_seconds), one_run(request):
             if resolved.is_in_rounds:
+                if on_nonfinite != "stop":
+                    raise UserError("--on_nonfinite: rounds are rolled back where they leave nothing that is a number")
                 from hf_peft_recipes.api.rounds import train_in_rounds
 
                 return RunResult(*train_in_rounds(resolved, request, publication))
@@ -322,6 +335,15 @@ class Recipe:
 
         with watching():
             return run_sweep(self, decide, space, trials, output_dir, metric, progress)
+
+    def _memory_advice(self) -> str:
+        """Return what the plan says of a run that ran out of memory: the end of a sentence; empty without a plan."""
+        from hf_peft_recipes.rehearsal import advice_of
+
+        try:
+            return advice_of(self.plan())
+        except UserError:
+            return ""
 
     def _for_run(self, device: Device | None = None) -> ResolvedRecipe:
         """Return the recipe for training: with neither model nor data, that of the embedded demo."""

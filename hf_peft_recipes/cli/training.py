@@ -52,6 +52,25 @@ def train_command(
             rich_help_panel=RUN,
         ),
     ] = None,
+    on_nonfinite: Annotated[
+        str,
+        typer.Option(
+            "--on_nonfinite",
+            help="At a loss or gradient that is not finite: stop; or rollback, and leave that step out.",
+            rich_help_panel=RUN,
+        ),
+    ] = "stop",
+    max_rollbacks: Annotated[
+        int, typer.Option("--max_rollbacks", help="How often, before it stops.", rich_help_panel=RUN)
+    ] = 3,
+    on_oom: Annotated[
+        str,
+        typer.Option(
+            "--on_oom",
+            help="Where a step runs out of memory: halve the rows at a time, as many a step; or stop.",
+            rich_help_panel=RUN,
+        ),
+    ] = "halve",
     longest: Annotated[bool, typer.Option("--longest", hidden=True)] = False,
     trial: Annotated[str | None, typer.Option("--trial", hidden=True)] = None,
     max_time: Annotated[
@@ -180,6 +199,7 @@ def train_command(
     try:
         result = recipe.train(
             output_dir, overwrite=overwrite, resume=resume, dry_run=dry_run, longest=longest,
+            on_nonfinite=on_nonfinite, max_rollbacks=max_rollbacks, on_oom=on_oom,
             budget=make_budget(budget_seconds, budget_tokens), launch=_launch(num_processes, accelerate_config),
             rehearse=False, progress=main, command=command, publication=publication, trajectory=trajectory,
         )  # fmt: skip
