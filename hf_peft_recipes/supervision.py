@@ -121,11 +121,13 @@ def wait_for(process: "subprocess.Popen[str]") -> tuple[str, str]:
     """
     try:
         return process.communicate()
-    except PreemptedError:
+    except PreemptedError as asked:
         with preemption.deferred():
             _send(process.pid, signal.SIGTERM)
-            process.communicate()
-        raise
+            _, said = process.communicate()
+        # What it says of itself is more: the step.
+        last = (said.strip().splitlines() or [""])[-1].removeprefix("error: ")
+        raise preemption.answer(last if last.startswith("preempted") else str(asked), asked.reason) from None
     finally:
         if process.poll() is None:
             process.kill()

@@ -31,6 +31,7 @@ from hf_peft_recipes import (
     supervision,
 )
 from hf_peft_recipes.fresh_process import Finished, outcome, run_module
+from hf_peft_recipes.hub import runs as hub_runs
 
 SMALL = {**FAST, "evaluation.max_rows": 4, "data.validation_rows": 4, "max_length": 64, "logging_steps": 1}
 
@@ -326,7 +327,7 @@ here = pathlib.Path(sys.argv[1])
 def save(*_):
     time.sleep(0.3)
     (here / "saved").touch()
-    sys.exit(10)
+    sys.exit("error: preempted at step 3 of 9 (SIGTERM)")
 signal.signal(signal.SIGTERM, save)
 (here / "ready").touch()
 time.sleep(60)
@@ -353,8 +354,9 @@ def test_who_waits_for_a_process_hands_the_request_on_and_waits_for_its_end(chil
         os.kill(os.getpid(), signal.SIGUSR1)
 
     threading.Thread(target=ask).start()
-    with pytest.raises(PreemptedError, match="SIGUSR1"), preemption.watching():
+    with pytest.raises(PreemptedError, match=r"^preempted at step 3 of 9") as caught, preemption.watching():
         run_module("child", str(child), paths=[str(child)])
+    assert caught.value.reason == "SIGUSR1"
     assert (child / "saved").exists()
 
 
@@ -422,7 +424,12 @@ def running(folder):
     return found
 
 
-@pytest.mark.parametrize("name", LAUNCHES)
+ALWAYS = ("accelerate, one", "ours, two")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow_sweep) for name in LAUNCHES]
+)
 def test_nothing_is_left_running(tmp_path, name):
     before, after, number, codes = LAUNCHES[name]
     out, said = tmp_path / "out", tmp_path / "said"
@@ -449,6 +456,18 @@ def test_nothing_is_left_running(tmp_path, name):
     assert len(re.findall(rf"error: preempted at step {step} of 100000 .*exit code 10", text)) == 1
     assert shlex.join(["--output_dir", str(out), *after, "--resume"]) in text
     assert name == "torchrun" or "Traceback" not in text
+
+
+def test_while_it_is_published_the_run_is_done(tmp_path, monkeypatch):
+    def cut_off(*_):
+        raise PreemptedError("preempted while publishing a run that is done (SIGTERM)")
+
+    monkeypatch.setattr(hub_runs, "push", cut_off)
+    record = {"schema_version": results.SCHEMA_VERSION, "status": "done", "exit_code": 0}
+    results.write_result(tmp_path, record)
+    with pytest.raises(PreemptedError):
+        hub_runs.publish_run(tmp_path, None, record)
+    assert results.read_result(tmp_path) == record == {**record, "status": "done", "exit_code": 10}
 
 
 # The lock
