@@ -393,6 +393,32 @@ def test_a_process_that_comes_too_late_finds_its_parent_gone(tmp_path, variables
     wait_until(lambda: said in out.read_text(), 20)
 
 
+@pytest.mark.parametrize(
+    ("codes", "launchers", "expected"),
+    [
+        ({1: 0, 2: 0}, 0, 0),
+        ({1: 10, 2: 10}, 1, 10),
+        # One has failed, and the launcher has asked the other to end.
+        ({1: 3, 2: 10}, 1, 3),
+        ({1: 10, 2: 11}, 1, 11),
+        ({1: 2, 2: 4}, 1, 2),
+        # One was killed.
+        ({1: 10, 2: None}, 1, 1),
+        ({}, -15, 143),
+    ],
+)
+def test_the_exit_code_of_a_run_is_that_of_its_cause(tmp_path, monkeypatch, codes, launchers, expected):
+    monkeypatch.setenv(supervision.WORKERS_VARIABLE, str(tmp_path))
+    for pid, code in codes.items():
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        supervision.register()
+        if code is not None:
+            supervision.leave_code(code)
+            time.sleep(0.01)
+    assert supervision.exit_code_of(tmp_path, launchers) == expected
+    assert supervision.has_told() == any(code is not None for code in codes.values())
+
+
 # Real processes
 
 
