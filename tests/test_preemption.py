@@ -30,6 +30,8 @@ from hf_peft_recipes import (
     stopping,
     supervision,
 )
+from hf_peft_recipes.cli.app import app
+from hf_peft_recipes.cli.training import _going_on as going_on
 from hf_peft_recipes.fresh_process import Finished, outcome, run_module
 from hf_peft_recipes.hub import runs as hub_runs
 
@@ -304,6 +306,38 @@ def test_whoever_is_asked_first_all_say_the_same(monkeypatch):
     with pytest.raises(PreemptedError, match=r"preempted at step 3 of 9 \(SIGUSR1\)") as caught:
         ending.on_save(arguments, state, SimpleNamespace())
     assert caught.value.reason == "SIGUSR1"
+
+
+# The command
+
+
+def test_the_limit_of_a_command_counts_from_its_beginning(tmp_path, monkeypatch, capfd):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv(preemption.STARTED_VARIABLE, str(time.time() - 3600))
+    words = ["train", "lora", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(PreemptedError, match=r"while loading \(time limit of 1h\)"):
+        app([*words, "--max_time", "1h"], standalone_mode=False)
+    # There is nothing yet that could go on.
+    assert "go on with" not in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="--max_time 'soon': a time is wanted"):
+        app([*words, "--max_time", "soon"], standalone_mode=False)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("hf-peft-recipes train lora --output_dir out", "hf-peft-recipes train lora --output_dir out --resume"),
+        (
+            "hf-peft-recipes train lora --output_dir=out --resume",
+            "hf-peft-recipes train lora --output_dir=out --resume",
+        ),
+        ("hf-peft-recipes train lora --overwrite", "hf-peft-recipes train lora --output_dir 'runs/a b' --resume"),
+    ],
+)
+def test_the_command_that_goes_on(command, expected):
+    assert going_on(command, Path("runs/a b")) == expected
 
 
 # Runs of runs
