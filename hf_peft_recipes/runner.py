@@ -68,16 +68,16 @@ def _run(
     checkpoints = None
     if publication and launching.rank_from_environment() == 0:
         checkpoints = reserve_place(recipe, request, publication)
-    preemption.doing("while loading")
     prepared = prepare(recipe, request, examined)
     record, main = _record(recipe, request, examined, prepared), prepared.world.is_main
     clock, written = _callback(prepared.trainer, StepClock), prepared.trainer.checkpoints
     try:
-        if checkpoints:
-            prepared.trainer.add_callback(checkpoints)
         prepared.trainer.add_callback(PreemptionEnd())
         if request.resume and (earlier := recovery.read_recoveries(folder)):
             record["recoveries"] = earlier
+        if checkpoints:
+            # After it: who is asked to end has no time to publish.
+            prepared.trainer.add_callback(checkpoints)
         if main:
             # Only now that nothing can be refused any more is the earlier run given up.
             if request.overwrite:

@@ -116,7 +116,7 @@ class BudgetEnd(TrainerCallback):
 
 
 class PreemptionEnd(TrainerCallback):
-    """Ends training after the step at which the process is asked to end, with a checkpoint; the last callback.
+    """Ends training after the step at which the process is asked to end, with a checkpoint.
 
     Processes that train together end after the same step: before it they agree, on the CPU, since a GPU would have to
     come to the end of all that it is asked for.

@@ -3,7 +3,7 @@
 A child dies with its parent by its own doing: it asks the system for SIGTERM when the parent ends (PR_SET_PDEATHSIG),
 and looks whether the parent is still there. Launchers do not see to that: `accelerate launch` leaves its one process
 behind when it is ended. They also turn each exit code into 1, and kill after 30 s what is still writing; so workers
-leave their names and the code in a folder, and are sent signals past the launcher.
+leave their process numbers and exit codes in a folder, and are sent signals past the launcher.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from hf_peft_recipes.errors import PreemptedError
 PARENT_VARIABLE = "HF_PEFT_RECIPES_PARENT"
 """Set for a process that is to end with the one of this number."""
 WORKERS_VARIABLE = "HF_PEFT_RECIPES_WORKERS"
-"""Set by our own launcher: the folder in which workers leave their process numbers, and the first one its exit code."""
+"""Set by our own launcher: the folder in which workers leave their process numbers and exit codes."""
 COMMAND_VARIABLE = "HF_PEFT_RECIPES_COMMAND"
 """Set by our own launcher: the command as the user gave it."""
 OF_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -35,7 +35,8 @@ _LAUNCHERS = ("accelerate", "torchrun", "torch.distributed", "torch/distributed"
 """In the command line of a process that starts others."""
 _PR_SET_PDEATHSIG = 1
 """prctl(2)."""
-_CODE_FILE = "exit_code"
+_READY, _CODE = ".ready", ".code"
+"""Endings of what a worker leaves, after its process number."""
 _POLL_SECONDS = 0.1
 _LAST_SECONDS = 10.0
 """That a process has to end once the user insists."""
@@ -88,19 +89,39 @@ def bound(environment: Mapping[str, str]) -> dict[str, str]:
 def register() -> None:
     """Tell our own launcher, if there is one, that this process listens to signals."""
     if folder := os.environ.get(WORKERS_VARIABLE):
-        (Path(folder) / f"{os.getpid()}.worker").touch()
+        (Path(folder) / f"{os.getpid()}{_READY}").touch()
 
 
 def leave_code(exit_code: int) -> None:
-    """Leave the exit code of the run for our own launcher, if there is one; the first process alone does."""
-    folder = os.environ.get(WORKERS_VARIABLE)
-    if folder and os.environ.get("LOCAL_RANK", "0") == "0":
-        _write_whole(Path(folder) / _CODE_FILE, str(exit_code))
+    """Leave the exit code of this process for our own launcher, if there is one."""
+    if folder := os.environ.get(WORKERS_VARIABLE):
+        path = Path(folder) / f"{os.getpid()}{_CODE}"
+        path.with_suffix(".partial").write_text(str(exit_code), encoding="utf-8")
+        path.with_suffix(".partial").replace(path)
 
 
 def has_told() -> bool:
-    """Return whether the first process has left its exit code, and so has said itself why it ended."""
-    return (Path(os.environ.get(WORKERS_VARIABLE, os.devnull)) / _CODE_FILE).is_file()
+    """Return whether a process has left its exit code, and so has said itself why it ended."""
+    return any(Path(os.environ.get(WORKERS_VARIABLE, os.devnull)).glob(f"*{_CODE}"))
+
+
+def exit_code_of(folder: Path, launchers: int) -> int:
+    """Return the exit code of a run from what its workers left.
+
+    The launcher ends all where one has failed, and those say then that they were asked to end: what says something else
+    came first. Who was ended by force says nothing, and was not asked.
+
+    Args:
+        folder: of `WORKERS_VARIABLE`.
+        launchers: the code of the launcher itself, below 0 for a signal.
+    """
+    left = sorted(folder.glob(f"*{_CODE}"), key=lambda path: path.stat().st_mtime_ns)
+    codes = [int(path.read_text(encoding="utf-8")) for path in left]
+    if failed := [code for code in codes if code not in (0, PreemptedError.exit_code)]:
+        return failed[0]
+    if PreemptedError.exit_code in codes and not _workers(folder) - {int(path.stem) for path in left}:
+        return PreemptedError.exit_code
+    return launchers if launchers >= 0 else 128 - launchers
 
 
 def is_launched() -> bool:
@@ -121,11 +142,13 @@ def wait_for(process: "subprocess.Popen[str]") -> tuple[str, str]:
     """
     try:
         return process.communicate()
-    except PreemptedError:
+    except PreemptedError as asked:
         with preemption.deferred():
             _send(process.pid, signal.SIGTERM)
-            process.communicate()
-        raise
+            _, said = process.communicate()
+        # What it says of itself is more: the step.
+        last = (said.strip().splitlines() or [""])[-1].removeprefix("error: ")
+        raise preemption.answer(last if last.startswith("preempted") else str(asked), asked.reason) from None
     finally:
         if process.poll() is None:
             process.kill()
@@ -133,7 +156,7 @@ def wait_for(process: "subprocess.Popen[str]") -> tuple[str, str]:
 
 
 def launch_workers(options: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run accelerate's launcher; return the exit code that the first of its processes ended with.
+    """Run accelerate's launcher; return the exit code of the run.
 
     Args:
         options: of `accelerate launch`.
@@ -159,11 +182,7 @@ def launch_workers(options: Sequence[str], environment: Mapping[str, str]) -> in
         finally:
             if process.poll() is None:
                 _insist(process, folder)
-        if (folder / _CODE_FILE).is_file():
-            return int((folder / _CODE_FILE).read_text(encoding="utf-8"))
-    if preemption.requested():
-        return PreemptedError.exit_code
-    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+        return exit_code_of(folder, process.returncode)
 
 
 def _hand_on(process: "subprocess.Popen[bytes]", folder: Path, number: signal.Signals) -> None:
@@ -189,7 +208,8 @@ def _insist(process: "subprocess.Popen[bytes]", folder: Path) -> None:
 
 
 def _workers(folder: Path) -> set[int]:
-    return {int(path.stem) for path in folder.glob("*.worker")}
+    """Return the numbers of the processes that listen, or have listened."""
+    return {int(path.stem) for path in folder.glob(f"*{_READY}")}
 
 
 def _signal_of(asked: PreemptedError) -> signal.Signals:
@@ -210,9 +230,3 @@ def _is_launcher(pid: int) -> bool:
     except OSError:
         return False
     return any(name in words for name in _LAUNCHERS)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    beside = path.with_suffix(".partial")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)

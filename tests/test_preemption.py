@@ -30,7 +30,10 @@ from hf_peft_recipes import (
     stopping,
     supervision,
 )
+from hf_peft_recipes.cli.app import app
+from hf_peft_recipes.cli.training import _going_on as going_on
 from hf_peft_recipes.fresh_process import Finished, outcome, run_module
+from hf_peft_recipes.hub import runs as hub_runs
 
 SMALL = {**FAST, "evaluation.max_rows": 4, "data.validation_rows": 4, "max_length": 64, "logging_steps": 1}
 
@@ -305,6 +308,38 @@ def test_whoever_is_asked_first_all_say_the_same(monkeypatch):
     assert caught.value.reason == "SIGUSR1"
 
 
+# The command
+
+
+def test_the_limit_of_a_command_counts_from_its_beginning(tmp_path, monkeypatch, capfd):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv(preemption.STARTED_VARIABLE, str(time.time() - 3600))
+    words = ["train", "lora", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(PreemptedError, match=r"while loading \(time limit of 1h\)"):
+        app([*words, "--max_time", "1h"], standalone_mode=False)
+    # There is nothing yet that could go on.
+    assert "go on with" not in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="--max_time 'soon': a time is wanted"):
+        app([*words, "--max_time", "soon"], standalone_mode=False)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("hf-peft-recipes train lora --output_dir out", "hf-peft-recipes train lora --output_dir out --resume"),
+        (
+            "hf-peft-recipes train lora --output_dir=out --resume",
+            "hf-peft-recipes train lora --output_dir=out --resume",
+        ),
+        ("hf-peft-recipes train lora --overwrite", "hf-peft-recipes train lora --output_dir 'runs/a b' --resume"),
+    ],
+)
+def test_the_command_that_goes_on(command, expected):
+    assert going_on(command, Path("runs/a b")) == expected
+
+
 # Runs of runs
 
 
@@ -326,7 +361,7 @@ here = pathlib.Path(sys.argv[1])
 def save(*_):
     time.sleep(0.3)
     (here / "saved").touch()
-    sys.exit(10)
+    sys.exit("error: preempted at step 3 of 9 (SIGTERM)")
 signal.signal(signal.SIGTERM, save)
 (here / "ready").touch()
 time.sleep(60)
@@ -353,8 +388,9 @@ def test_who_waits_for_a_process_hands_the_request_on_and_waits_for_its_end(chil
         os.kill(os.getpid(), signal.SIGUSR1)
 
     threading.Thread(target=ask).start()
-    with pytest.raises(PreemptedError, match="SIGUSR1"), preemption.watching():
+    with pytest.raises(PreemptedError, match=r"^preempted at step 3 of 9") as caught, preemption.watching():
         run_module("child", str(child), paths=[str(child)])
+    assert caught.value.reason == "SIGUSR1"
     assert (child / "saved").exists()
 
 
@@ -391,6 +427,32 @@ def test_a_process_that_comes_too_late_finds_its_parent_gone(tmp_path, variables
     wait_until(lambda: said in out.read_text(), 20)
 
 
+@pytest.mark.parametrize(
+    ("codes", "launchers", "expected"),
+    [
+        ({1: 0, 2: 0}, 0, 0),
+        ({1: 10, 2: 10}, 1, 10),
+        # One has failed, and the launcher has asked the other to end.
+        ({1: 3, 2: 10}, 1, 3),
+        ({1: 10, 2: 11}, 1, 11),
+        ({1: 2, 2: 4}, 1, 2),
+        # One was killed.
+        ({1: 10, 2: None}, 1, 1),
+        ({}, -15, 143),
+    ],
+)
+def test_the_exit_code_of_a_run_is_that_of_its_cause(tmp_path, monkeypatch, codes, launchers, expected):
+    monkeypatch.setenv(supervision.WORKERS_VARIABLE, str(tmp_path))
+    for pid, code in codes.items():
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        supervision.register()
+        if code is not None:
+            supervision.leave_code(code)
+            time.sleep(0.01)
+    assert supervision.exit_code_of(tmp_path, launchers) == expected
+    assert supervision.has_told() == any(code is not None for code in codes.values())
+
+
 # Real processes
 
 
@@ -422,7 +484,12 @@ def running(folder):
     return found
 
 
-@pytest.mark.parametrize("name", LAUNCHES)
+ALWAYS = ("accelerate, one", "ours, two")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow_sweep) for name in LAUNCHES]
+)
 def test_nothing_is_left_running(tmp_path, name):
     before, after, number, codes = LAUNCHES[name]
     out, said = tmp_path / "out", tmp_path / "said"
@@ -449,6 +516,18 @@ def test_nothing_is_left_running(tmp_path, name):
     assert len(re.findall(rf"error: preempted at step {step} of 100000 .*exit code 10", text)) == 1
     assert shlex.join(["--output_dir", str(out), *after, "--resume"]) in text
     assert name == "torchrun" or "Traceback" not in text
+
+
+def test_while_it_is_published_the_run_is_done(tmp_path, monkeypatch):
+    def cut_off(*_):
+        raise PreemptedError("preempted while publishing a run that is done (SIGTERM)")
+
+    monkeypatch.setattr(hub_runs, "push", cut_off)
+    record = {"schema_version": results.SCHEMA_VERSION, "status": "done", "exit_code": 0}
+    results.write_result(tmp_path, record)
+    with pytest.raises(PreemptedError):
+        hub_runs.publish_run(tmp_path, None, record)
+    assert results.read_result(tmp_path) == record == {**record, "status": "done", "exit_code": 10}
 
 
 # The lock

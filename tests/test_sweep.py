@@ -157,7 +157,7 @@ def test_a_sweep_that_is_interrupted_asks_for_the_same_values_as_one_that_is_not
     def interrupted(job):
         begun.append(job.settings)
         if len(begun) == 2:
-            raise how
+            raise how("asked to end")
         return steady(job)
 
     with pytest.raises(how):

@@ -266,8 +266,9 @@ class Recipe:
             CertificateError: what was saved does not load as what was trained.
             HubError: the run is done, its folder whole, and it could not be published.
         """
-        from hf_peft_recipes.preemption import watching
+        from hf_peft_recipes.preemption import doing, watching
         from hf_peft_recipes.preflight import one_run, run_folder
+        from hf_peft_recipes.supervision import follow_parent
 
         told = command or f"hf_peft_recipes.get_recipe({self.name!r}, …).train()"
         request = self._request(
@@ -277,7 +278,9 @@ class Recipe:
         )  # fmt: skip
         resolved = self._for_run()
         request.output_dir = run_folder(resolved, request)
+        follow_parent()
         with watching(max_seconds), one_run(request):
+            doing("while loading")
             if resolved.is_in_rounds:
                 if on_nonfinite != "stop":
                     raise UserError("--on_nonfinite: rounds are rolled back where they leave nothing that is a number")

@@ -17,7 +17,7 @@ from hf_peft_recipes.cli.publishing import HUB, BaseModel, CreatePr, PushBase, T
 from hf_peft_recipes.cli.recipes import AsJson, Exact, Name
 from hf_peft_recipes.embedded import EMBEDDED
 from hf_peft_recipes.errors import PreemptedError, UserError
-from hf_peft_recipes.preemption import parse_duration, process_age, watching
+from hf_peft_recipes.preemption import doing, parse_duration, process_age, watching
 from hf_peft_recipes.supervision import register, told_command
 
 RUN, LAUNCH = "The run", "Several processes"
@@ -163,6 +163,7 @@ def train_command(
     `hf-peft-recipes show NAME` prints what a recipe sets, and why.
     """
     context.with_resource(watching())
+    doing("while loading")
     register()
     max_seconds = None if max_time is None else parse_duration(max_time)
     recipe = resolve_recipe(name, parse_flags(context.args), exact=exact, objects=_callbacks(trial))
