@@ -205,12 +205,12 @@ REFUSED = (
     ),
     Refusal(
         _splits, _bytes_of_4_bits,
-        "weights in 4 bits are split as the numbers that they are stored as, which must be of the dtype that "
-        "parameters are gathered in",
+        "weights in 4 bits are split as the numbers that they are stored as: accelerate leaves bytes whole in every "
+        "process, and what is not of the dtype that parameters are gathered in is cast to it, and lost",
     ),
     Refusal(
         _splits, _in_8_bits,
-        "weights in 8 bits lose their scales when they are split; qlora with --bnb_4bit_quant_storage bfloat16 goes",
+        "torch cannot split weights in 8 bits; qlora with --bnb_4bit_quant_storage bfloat16 goes",
     ),
     Refusal(
         lambda asked: asked.loads_once or asked.zero_stage == 3, _looking_start,

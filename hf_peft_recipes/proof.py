@@ -80,7 +80,7 @@ class TrainingProof(TrainerCallback, ExportableState):
         frozen = [(name, tensor) for name, tensor in model.named_parameters() if not tensor.requires_grad]
         every = max(1, math.ceil(len(frozen) / FROZEN_SAMPLES))
         self._trainable = len(trainable)
-        self._split, self._steps_inside = is_split(model), args.deepspeed_plugin is not None
+        self._split, self._steps_inside = is_split(model), getattr(args, "deepspeed_plugin", None) is not None
         self._start = {name: checksum(tensor) for name, tensor in trainable.items()}
         self._frozen = {name: checksum(tensor, _SAMPLED_ELEMENTS) for name, tensor in frozen[::every]}
         self.unproved = dict.fromkeys((name for name in trainable if name not in self.proved_before), "no update yet")

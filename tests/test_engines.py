@@ -1,6 +1,5 @@
 """Engines: what configurations ask for, what is refused before anything is loaded, what must have come up."""
 
-import os
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -222,10 +221,12 @@ def test_without_a_number_the_configurations_counts(num_processes, config, machi
     assert started == [(["train", "lora", "--r", "8", "--no-rehearse"], expected)]
 
 
+def test_what_has_no_path_on_a_cpu_is_not_even_started(monkeypatch):
+    monkeypatch.setattr(launching, "launch", lambda *_: pytest.fail("it was started"))
+    with pytest.raises(UserError, match="use_cpu true does not go with FSDP2"):
+        training._launched(get_recipe("lora", device="cpu"), 2, "fsdp2", dict.fromkeys(launching.MACHINE_FLAGS))
+
+
 def test_machines_share_processes_out_evenly():
     with pytest.raises(UserError, match="--num_processes 3 is the number on all 2 machines"):
         launching.launch(["train"], 3, None, True, [], 2)
-
-
-def test_no_variable_of_a_launcher_is_left_behind():
-    assert "ACCELERATE_USE_FSDP" not in os.environ

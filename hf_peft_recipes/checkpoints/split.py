@@ -18,26 +18,21 @@ _SCHEDULER_FILE = "scheduler.pt"
 class SplitCheckpoints:
     """A trainer, mixed in before upstream's, that keeps the base out of the checkpoints of a split adapter."""
 
-    accelerator: Any
-    model: Any
-    optimizer: Any
-    lr_scheduler: Any
-    args: Any
-
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Write what training goes on from; all processes come here, the first one writes."""
         import torch
         from accelerate.utils import save_fsdp_optimizer
 
-        accelerator = self.accelerator
+        trainer: Any = self
+        accelerator, model = trainer.accelerator, trainer.model
         plugin = getattr(accelerator.state, "fsdp_plugin", None)
         full = plugin is not None and "FULL_STATE_DICT" in str(plugin.state_dict_type)
-        if not (full and accelerator.is_fsdp2 and hasattr(self.model, "peft_config")):
+        if not (full and accelerator.is_fsdp2 and hasattr(model, "peft_config")):
             super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
             return
-        tensors = trained_tensors(self.model, whole_state(self.model))
-        if self.args.should_save:
+        tensors = trained_tensors(model, whole_state(model))
+        if trainer.args.should_save:
             torch.save(tensors, Path(output_dir) / _MODEL_FILE)
-        save_fsdp_optimizer(plugin, accelerator, self.optimizer, self.model, output_dir)
-        if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / _SCHEDULER_FILE)
+        save_fsdp_optimizer(plugin, accelerator, trainer.optimizer, model, output_dir)
+        if trainer.args.should_save:
+            torch.save(trainer.lr_scheduler.state_dict(), Path(output_dir) / _SCHEDULER_FILE)

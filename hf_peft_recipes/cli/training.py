@@ -190,6 +190,8 @@ def train_command(
         "num_machines": num_machines, "machine_rank": machine_rank, "main_process_ip": main_process_ip,
         "main_process_port": main_process_port,
     }  # fmt: skip
+    if in_rounds and any(value is not None for value in machines.values()):
+        raise UserError("rounds are trained on one machine; --num_machines is for recipes without feedback")
     if not in_rounds and any(value is not None for value in (num_processes, accelerate_config, *machines.values())):
         raise typer.Exit(_launched(recipe, num_processes, accelerate_config, machines))
     context.with_resource(watching(max_seconds, process_age()))
