@@ -32,7 +32,9 @@ def report(path: Path, name: str) -> Section | None:
     short = Table(
         provenance, headings[1:], [[kind, *_figures([row for row in rows if row["kind"] == kind])] for kind in by_kind]
     )
-    return Section("What faults do to a run", wrap(_text(record)), table, None, Block(provenance, _sentence(record), short))
+    return Section(
+        "What faults do to a run", wrap(_text(record)), table, None, Block(provenance, _sentence(record), short)
+    )
 
 
 def _figures(rows: Sequence[Mapping[str, Any]]) -> list[str]:

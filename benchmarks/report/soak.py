@@ -28,11 +28,15 @@ def report(path: Path, name: str) -> Section | None:
     same = ["yes" if record[name] else "no" for name in ("same_weights", "same_losses")]
     figures = [number(record[name]) for name in ("cycles", "seed", "steps", "save_steps", "steps_lost")]
     table = Table(provenance, headings, [[*figures, *same]])
-    return Section("A run killed again and again", wrap(_sentence(record)), table, None, Block(provenance, _sentence(record)))
+    return Section(
+        "A run killed again and again", wrap(_sentence(record)), table, None, Block(provenance, _sentence(record))
+    )
 
 
 def _sentence(record: Mapping[str, Any]) -> str:
-    end = "with the very weights and losses" if record["same_weights"] and record["same_losses"] else "with other weights"
+    end = (
+        "with the very weights and losses" if record["same_weights"] and record["same_losses"] else "with other weights"
+    )
     return (
         f"Killed by SIGKILL {number(record['cycles'])} times in a row at random moments and gone on with each time, a run of"
         f" {number(record['steps'])} steps ended {end} of the one that was let alone; {number(record['steps_lost'])} steps"

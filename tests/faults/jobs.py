@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import random
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -100,7 +101,8 @@ def sweep(
     def work() -> Any:
         if without:
             _TAKEN[without]()
-        swept = Sweep(Path(scratch) / "swept", Path(scratch), found, choose, told, phases or PHASES)
+        place = Path(tempfile.mkdtemp(prefix="sweep-", dir=scratch))
+        swept = Sweep(place / "out", place, found, choose, told, phases or PHASES)
         swept.run()
         return {
             "outcomes": [asdict(one) | {"told": str(one)} for one in swept.outcomes],
@@ -148,7 +150,9 @@ def scarce_disk(scratch: str, place: str, megabytes: float, read_only_from: int 
         _own_namespace()
         _mount(mounted, 0, f"size={int(megabytes * 2**20)}")
         folder = mounted / "out"
-        callbacks = [_at_step(read_only_from, lambda: _mount(mounted, _REMOUNT | _READ_ONLY, ""))] if read_only_from else []
+        callbacks = (
+            [_at_step(read_only_from, lambda: _mount(mounted, _REMOUNT | _READ_ONLY, ""))] if read_only_from else []
+        )
         first = forked(command(folder, callbacks=callbacks))
         wrong = state_problems(folder, {None, *found.checkpoints}, found)
         record = folder / "result.json"

@@ -40,7 +40,9 @@ class Zygote:
         }  # fmt: skip
         if self._shim:
             given["LD_PRELOAD"] = str(build(Path(self._scratch.name)))
-        given["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), str(ROOT), *filter(None, [given.get("PYTHONPATH")])])
+        given["PYTHONPATH"] = os.pathsep.join(
+            [str(ROOT / "tests"), str(ROOT), *filter(None, [given.get("PYTHONPATH")])]
+        )
         self._process = subprocess.Popen(
             [sys.executable, "-m", "faults.zygote"], env=given, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
