@@ -3,6 +3,7 @@
 import ctypes
 import os
 import pickle
+import random
 import signal
 import sys
 import tempfile
@@ -43,9 +44,12 @@ def split(watch: Callable[[int], None] | None = None, limit_seconds: float = 120
     ctypes.CDLL(None).prctl(_BECOME_REAPER, 1, 0, 0, 0)
     sys.stdout.flush()
     sys.stderr.flush()
+    numbers = random.getstate()
     with tempfile.TemporaryFile() as said:
         child = os.fork()
         if child == 0:
+            # Python draws other numbers in a fork; this one is to go on as its parent would have.
+            random.setstate(numbers)
             os.dup2(said.fileno(), 1)
             os.dup2(said.fileno(), 2)
             return None

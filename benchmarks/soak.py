@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    started = time.perf_counter()
+    started, commit = time.perf_counter(), commit_of(Path(__file__).parent)
     try:
         with tempfile.TemporaryDirectory(prefix="soak-") as scratch:
             warm_up(Path(scratch))
@@ -191,7 +191,7 @@ def main() -> None:
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    found |= {"seconds": time.perf_counter() - started, **circumstances(), "commit": commit_of(Path(__file__).parent)}
+    found |= {"seconds": time.perf_counter() - started, **circumstances(), "commit": commit}
     write_text(options.out, json.dumps({"schema_version": SCHEMA_VERSION, **found}, indent=1) + "\n")
     same = found["same_weights"] and found["same_losses"] and not found["left_over"]
     print(f"{options.cycles} kills, {found['steps_lost']} steps done again; the same end: {'yes' if same else 'no'}")

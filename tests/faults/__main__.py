@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--progress", type=Path, help="a file that gets a line a hundred faults")
     options = parser.parse_args()
-    started = time.perf_counter()
+    started, commit = time.perf_counter(), commit_of(ROOT)
     with tempfile.TemporaryDirectory(prefix="sweep-") as scratch, Zygote() as zygote:
         done = zygote.do(
             "sweep", scratch=Path(scratch).resolve(), number=options.number, seed=options.seed,
@@ -65,7 +65,7 @@ def main() -> None:
     record = {
         "schema_version": SCHEMA_VERSION, "drawn": options.number, "seed": options.seed, "counts": rows,
         "changes": found["operations"], "states": found["states"], "not_fine": [one["told"] for one in bad],
-        "seconds": time.perf_counter() - started, **circumstances(), "commit": commit_of(ROOT),
+        "seconds": time.perf_counter() - started, **circumstances(), "commit": commit,
     }  # fmt: skip
     write_text(options.out, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     for row in [dict(zip(("phase", "kind", *COUNTED), ("phase", "kind", *COUNTED), strict=True)), *rows]:

@@ -131,8 +131,11 @@ def state_problems(folder: Path, allowed: set[int | None], wanted: Undisturbed) 
     step = newest.step if newest else None
     problems = [] if step in allowed else [f"the newest good checkpoint is that of step {step}, not one of {allowed}"]
     for verdict in list_checkpoints(folder):
-        if verdict.good and without_date(digests(verdict.path)) != wanted.checkpoints.get(verdict.step):
-            problems.append(f"{verdict.path.name} is called good and is not what was to be written")
+        if not verdict.good:
+            continue
+        there, meant = without_date(digests(verdict.path)), wanted.checkpoints.get(verdict.step, {})
+        if differing := sorted(name for name in there | meant if there.get(name) != meant.get(name)):
+            problems.append(f"{verdict.path.name} is called good and has not been written so: {', '.join(differing)}")
     return problems
 
 

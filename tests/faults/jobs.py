@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import random
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -101,7 +102,8 @@ def sweep(
     def work() -> Any:
         if without:
             _TAKEN[without]()
-        swept = Sweep(Path(scratch) / "swept", Path(scratch), found, choose, told, phases or PHASES)
+        place = Path(tempfile.mkdtemp(prefix="sweep-", dir=scratch))
+        swept = Sweep(place / "out", place, found, choose, told, phases or PHASES)
         swept.run()
         return {
             "outcomes": [asdict(one) | {"told": str(one)} for one in swept.outcomes],
