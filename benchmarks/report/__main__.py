@@ -9,6 +9,7 @@ from pathlib import Path
 
 import benchmarks.report
 from benchmarks.report import (
+    equivalence,
     feedback,
     generation,
     gpu_plan,
@@ -47,6 +48,7 @@ SECTIONS: dict[str, tuple[str, Room]] = {
     "feedback": ("feedback.jsonl", feedback.report),
     "quality": ("quality.jsonl", quality.report),
     "quality_real": ("quality_real.jsonl", quality.report),
+    "equivalence": ("equivalence.jsonl", equivalence.report),
 }
 """The name of a block of the README and of a plot, to its result file and its room; in the report's order."""
 RESULTS = Path(__file__).parents[1] / "results"
