@@ -48,7 +48,7 @@ def report(path: Path, name: str) -> Section | None:
     worst = max(value for line in measured for value in line["differences"].values())
     told = (
         f"{len(measured)} ways to cut the same rows (padded, packed, accumulated, on two processes, checkpointed) have"
-        f" losses and gradient norms that are {worst:.0e} off at most, relative, over {len(measured[0]['points'])} steps."
+        f" losses and gradient norms that are {worst:.0e} off at most, relative, in {len(measured[0]['points'])} steps."
     )
     return Section("The same rows, cut otherwise", wrap(_TEXT), table, plot, Block(provenance, told))
 
