@@ -1,11 +1,15 @@
 """Runs that go on after a step that could not be taken, held to the losses and weights of runs that had it easy."""
 
 import json
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import jsonschema
 import pytest
 import torch
+from conftest import ROOT
 from faulty_steps import FailingOptimizer, LittleMemory, PoisonedRow, WithoutGradient
 from safetensors.torch import load_file
 
@@ -95,6 +99,29 @@ def test_the_record_and_the_table_tell_of_it(rolled_back):
     assert all(len(result.record["measured"]["series"][name]) == result.record["measured"]["steps"] for name in (
         "seconds", "tokens",
     ))  # fmt: skip
+
+
+@pytest.mark.slow_sweep
+def test_processes_leave_out_a_step_together(rolled_back, questions, tmp_path):
+    """The poison is in the rows of one of two processes; both go back, and train on as one process does."""
+    script, folder = tmp_path / "train.py", tmp_path / "out"
+    settings = {**SHORT, "dataset": questions, "per_device_train_batch_size": 2, "use_cpu": True}
+    script.write_text(
+        f"from faulty_steps import PoisonedRow\nfrom hf_peft_recipes import get_recipe\n"
+        f"get_recipe('lora', callbacks=[PoisonedRow(7, 24)], **{settings!r}).train("
+        f"{str(folder)!r}, on_nonfinite='rollback', progress=False)\n"
+    )
+    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "--dynamo_backend", "no", str(script)]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert finished.returncode == 0, finished.stderr
+    record, (_, _, alone) = RunResult.read(folder).record, rolled_back
+    assert [one["step"] for one in record["recoveries"]] == alone.record["numbers"]["skipped_steps"]
+    assert all(f"of process {one['process']}; training rows" in one["error"] for one in record["recoveries"])
+    together = {point["step"]: point["loss"] for point in record["loss_curve"]}
+    assert together == pytest.approx(losses(alone), rel=1e-3)
 
 
 def test_without_any_checkpoint_a_run_goes_back_to_its_beginning(questions, tmp_path, capsys):
