@@ -42,7 +42,8 @@ def run_module(module: str, *words: str, paths: Sequence[str] = ()) -> Finished:
     # This very code, wherever the process is started.
     found = [*paths, str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(found)
-    command = [sys.executable, "-m", module, *words]
+    # Not the working folder's modules: a data set may lie there, and be anybody's.
+    command = [sys.executable, "-P", "-m", module, *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
