@@ -61,7 +61,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{str(folder)!r} holds a whole model, no adapter; go on with it by --model {folder}")
     path = folder / "adapter_config.json"
     if not path.is_file() or adapter_file(folder) is None:
-        raise UserError(f"{str(folder)!r} holds no adapter (adapter_config.json, adapter_model.safetensors){adapter_advice(folder)}")
+        raise UserError(
+            f"{str(folder)!r} holds no adapter (adapter_config.json, adapter_model.safetensors){adapter_advice(folder)}"
+        )
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return config
 

@@ -20,7 +20,11 @@ UNKNOWN = {"name": "torch", "skip_reason": "not found"}
         ([FINE], 0, ["audited: 1 versions of constraints.txt, none of them known to be vulnerable"]),
         ([FINE, BAD], 1, ["vulnerable: bad 2.0: PYSEC-1, mended in 2.1"]),
         ([UNKNOWN], 0, ["not audited: 1 of 1 could not be looked up (torch …)"]),
-        ([BAD, UNKNOWN], 1, ["vulnerable: bad 2.0: PYSEC-1, mended in 2.1", "not audited: 1 of 2 could not be looked up (torch …)"]),
+        (
+            [BAD, UNKNOWN],
+            1,
+            ["vulnerable: bad 2.0: PYSEC-1, mended in 2.1", "not audited: 1 of 2 could not be looked up (torch …)"],
+        ),
     ],
 )
 def test_what_is_known_is_told_apart_from_what_is_not(packages, code, said):

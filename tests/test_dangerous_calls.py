@@ -11,9 +11,15 @@ ALLOWED = {
     ("data/workers.py", "import pickle"): "between this process and workers that it starts, over their own pipes",
     ("data/workers.py", "pickle.load"): "what stands on the pipe was written by the process that started this one",
     ("data/workers.py", "pickle.loads"): "what a worker that was started here has written to its pipe",
-    ("pickles.py", "import pickle"): "looks into pickles: whatever they name is stood in for, nothing is imported or run",
+    (
+        "pickles.py",
+        "import pickle",
+    ): "looks into pickles: whatever they name is stood in for, nothing is imported or run",
     ("pickles.py", "pickle.Unpickler"): "as above: `find_class` and `persistent_load` are replaced",
-    ("scorers/harness.py", "exec"): "the model's code, in the process that is there for it, after --allow_code_execution",
+    (
+        "scorers/harness.py",
+        "exec",
+    ): "the model's code, in the process that is there for it, after --allow_code_execution",
     ("scorers/harness.py", "compile"): "as above",
 }
 _MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "jsonpickle"}
@@ -36,11 +42,15 @@ def found_in(text: str) -> Iterator[tuple[int, str]]:
     """Yield line and name of all in a module that lets data become code, or others change what is written."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, f"import {each.name}") for each in node.names if each.name.split(".")[0] in _MODULES)
+            yield from (
+                (node.lineno, f"import {each.name}") for each in node.names if each.name.split(".")[0] in _MODULES
+            )
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in _MODULES:
             yield node.lineno, f"import {node.module}"
         elif isinstance(node, ast.ClassDef):
-            yield from ((base.lineno, ast.unparse(base)) for base in node.bases if ast.unparse(base).endswith("Unpickler"))
+            yield from (
+                (base.lineno, ast.unparse(base)) for base in node.bases if ast.unparse(base).endswith("Unpickler")
+            )
         elif isinstance(node, ast.Constant) and type(node.value) is int and node.value in _MODES:
             yield node.lineno, oct(node.value)
         elif isinstance(node, ast.Call):
@@ -53,11 +63,15 @@ def found_in(text: str) -> Iterator[tuple[int, str]]:
                 yield node.lineno, "torch.load"
             for key, refused in _KEYWORDS.items():
                 value = given.get(key)
-                if value is not None and (refused is None or (isinstance(value, ast.Constant) and value.value in refused)):
+                if value is not None and (
+                    refused is None or (isinstance(value, ast.Constant) and value.value in refused)
+                ):
                     yield node.lineno, f"{key}={ast.unparse(value)}"
         elif isinstance(node, ast.Dict):
             for key, value in zip(node.keys, node.values, strict=True):
-                refused = _KEYWORDS.get(key.value) if isinstance(key, ast.Constant) and isinstance(key.value, str) else None
+                refused = (
+                    _KEYWORDS.get(key.value) if isinstance(key, ast.Constant) and isinstance(key.value, str) else None
+                )
                 if refused and isinstance(value, ast.Constant) and value.value in refused:
                     yield node.lineno, f"{key.value}={value.value}"
 
@@ -100,5 +114,7 @@ def test_what_is_dangerous_is_found(text, name):
 
 def test_what_is_not_is_left_alone():
     assert not list(
-        found_in("model.eval()\ntorch.load(path, weights_only=True)\nre.compile('x')\nyaml.safe_load(text)\nrun(['ls'])")
+        found_in(
+            "model.eval()\ntorch.load(path, weights_only=True)\nre.compile('x')\nyaml.safe_load(text)\nrun(['ls'])"
+        )
     )

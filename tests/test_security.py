@@ -109,7 +109,7 @@ def test_a_base_that_is_a_pickle_is_refused_with_a_word_of_why(base, tmp_path):
     with pytest.raises(UserError, match=r"pickles \(\*\.bin\): a pickle runs code .* converts it$"):
         models.load_base(AutoModelForCausalLM, section, None)
     for name in ("model.pt", "model.pth", "model.ckpt", "model.pkl"):
-        with pytest.raises(UserError, match="is a file; .* a pickle runs code"):
+        with pytest.raises(UserError, match=r"is a file; .* a pickle runs code"):
             models.check_base({"name_or_path": str(shutil.copy(base / "pytorch_model.bin", tmp_path / name))})
 
 
@@ -276,14 +276,20 @@ def test_a_recipe_of_the_hub_names_no_code_and_no_file_of_this_machine(on_the_hu
         with pytest.raises(UserError, match="a recipe of the Hub cannot name one"):
             get_recipe(on_the_hub(f"extends: ['{local}']\n"))
     # What a rule sets is the recipe's as well.
-    for text in ("rewards: {functions: ['os:getcwd']}", "rules: [{when: {}, set: {rewards.functions: ['os:getcwd']}, why: w}]"):
+    for text in (
+        "rewards: {functions: ['os:getcwd']}",
+        "rules: [{when: {}, set: {rewards.functions: ['os:getcwd']}, why: w}]",
+    ):
         recipe = get_recipe(on_the_hub(f"extends: [grpo]\n{text}\n")).resolved
         with pytest.raises(UserError, match="name code of this machine"):
             read_rewards(recipe)
     server = "{feedback.source: exact, feedback.engine: server, feedback.engine_options.base_url: 'http://them', feedback.engine_options.model: m}"
     for change, told in (
         (server, "says who answers: who runs the recipe does"),
-        ("{feedback.source: judge, feedback.options.base_url: 'http://them', feedback.options.model: m}", "who runs it does"),
+        (
+            "{feedback.source: judge, feedback.options.base_url: 'http://them', feedback.options.model: m}",
+            "who runs it does",
+        ),
         ("{feedback.source: 'os:getcwd'}", "who runs it does"),
     ):
         recipe = get_recipe(on_the_hub(f"extends: [rft]\nrules: [{{when: {{}}, set: {change}, why: w}}]\n")).resolved
@@ -303,8 +309,12 @@ def modes(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): stat.S_IMODE(path.stat().st_mode) for path in sorted(folder.rglob("*"))}
 
 
-@pytest.mark.parametrize(("mask", "file", "words"), ((0o000, 0o664, 0o660), (0o022, 0o644, 0o640), (0o077, 0o600, 0o600)))
-def test_files_are_as_open_as_the_umask_says_and_never_to_be_changed_by_all(tmp_path, umask, mask, file, words, monkeypatch):
+@pytest.mark.parametrize(
+    ("mask", "file", "words"), ((0o000, 0o664, 0o660), (0o022, 0o644, 0o640), (0o077, 0o600, 0o600))
+)
+def test_files_are_as_open_as_the_umask_says_and_never_to_be_changed_by_all(
+    tmp_path, umask, mask, file, words, monkeypatch
+):
     umask(mask)
     write_text(tmp_path / "result.json", "{}")
     record = Sample(id="s", row_id="r", prompt=as_turns("p"), completion="c").record(Feedback(score=1.0), Origin("me"))
@@ -313,7 +323,7 @@ def test_files_are_as_open_as_the_umask_says_and_never_to_be_changed_by_all(tmp_
     Answers(tmp_path / "judge.jsonl").put("key", ["text"])
     with alone(tmp_path / "feedback.jsonl", "ada"):
         found = modes(tmp_path)
-    said = {name: words for name in (".feedback.jsonl.ada.lock", ".leases", "feedback.jsonl", "judge.jsonl")}
+    said = dict.fromkeys((".feedback.jsonl.ada.lock", ".leases", "feedback.jsonl", "judge.jsonl"), words)
     assert found == {**said, "result.json": file}
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
     kept_token("t")
@@ -361,7 +371,12 @@ def holding(folder: Path) -> list[str]:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 contents += [archive.read(name) for name in archive.namelist()]
-        found += [f"{path}: {name}" for name, secret in SECRETS.items() for form in forms(secret) if any(form in each for each in contents)]
+        found += [
+            f"{path}: {name}"
+            for name, secret in SECRETS.items()
+            for form in forms(secret)
+            if any(form in each for each in contents)
+        ]
     return found
 
 
@@ -372,7 +387,13 @@ def test_secrets_would_be_found(tmp_path):
         (tmp_path / f"packed-{place}").write_bytes(base64.b64encode(b"x" * place + secret.encode() + b"yz"))
     torch.save({"token": secret}, tmp_path / "saved.pt")
     (tmp_path / "none").write_text("nothing")
-    assert {Path(line.split(":")[0]).name for line in holding(tmp_path)} == {"plain", "packed-0", "packed-1", "packed-2", "saved.pt"}
+    assert {Path(line.split(":")[0]).name for line in holding(tmp_path)} == {
+        "plain",
+        "packed-0",
+        "packed-1",
+        "packed-2",
+        "saved.pt",
+    }
 
 
 def test_no_secret_is_in_anything_written(tmp_path, monkeypatch, capfd):

@@ -32,7 +32,11 @@ def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job]) -> list
     """
     if len(jobs) < 2 or not all(_is_large(job) for job in jobs):
         return [function(job) for job in jobs]
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {
+        **os.environ,
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
     running = [
         subprocess.Popen(
             [sys.executable, "-P", "-c", "from hf_peft_recipes.data.workers import work; work()"],

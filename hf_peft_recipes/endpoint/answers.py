@@ -38,7 +38,7 @@ class Answers:
             if self._path is None:
                 return
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, "ab", opener=open_confided) as file:  # noqa: PTH123 (Path.open takes no opener)
+            with open(self._path, "ab", opener=open_confided) as file:
                 # A line that a kill left half is ended first; it is skipped when the file is read.
                 start = b"\n" if file.tell() and not _ends_whole(self._path) else b""
                 line = redact(json.dumps({"key": key, "texts": list(texts)}, ensure_ascii=False))

@@ -53,7 +53,9 @@ class Address:
         if parts.username or parts.password:
             raise UserError("base_url holds a name or a password, which would be written down: use api_key_env")
         if HUB_TOKEN.search(self.key) and not _is_hub(parts.hostname):
-            raise UserError(f"the key is a token of the Hub, which goes to no other server than the Hub's, not {self.url}")
+            raise UserError(
+                f"the key is a token of the Hub, which goes to no other server than the Hub's, not {self.url}"
+            )
         if not self.key.isascii() or not self.key.isprintable():
             raise UserError("the key holds characters that no header can hold")
 

@@ -142,7 +142,7 @@ def _held(path: Path) -> Iterator[IO[bytes]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
-        with open(path, "a+b", opener=open_confided) as file:  # noqa: PTH123 (Path.open takes no opener)
+        with open(path, "a+b", opener=open_confided) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             if is_new:

@@ -123,10 +123,10 @@ def confine(folder: str, version: int) -> None:
     allowed = {folder: rights & ~1, "/dev/null": 0b110, "/dev/urandom": 0b100, "/usr/share": _READ}
     allowed |= dict.fromkeys((*_READABLE, *_LIBRARIES), _READ)
     for path, granted in allowed.items():
-        if not os.path.exists(path):
+        if not Path(path).exists():
             continue
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        call(_ADD_RULE, rules, 1, struct.pack("=Qi", granted if os.path.isdir(path) else granted & 0b110, handle), 0)
+        call(_ADD_RULE, rules, 1, struct.pack("=Qi", granted if Path(path).is_dir() else granted & 0b110, handle), 0)
         os.close(handle)
     if libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "no_new_privs")

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
 from hf_peft_recipes.scorers.harness import landlock_version
 
 _GRACE_SECONDS = 2.0

@@ -170,7 +170,9 @@ def _line(name: str, lookup: Lookup, below: tuple[str, ...]) -> list[Part]:
     if part.origin in below:
         raise UserError(f"{part.origin}: extends itself by way of {' -> '.join([*below, part.origin])}")
     if is_of_hub(part.origin) and (local := next(filter(_is_local, part.parents), None)):
-        raise UserError(f"{part.origin}: extends {local!r}, a file of this machine: a recipe of the Hub cannot name one")
+        raise UserError(
+            f"{part.origin}: extends {local!r}, a file of this machine: a recipe of the Hub cannot name one"
+        )
     parents = [_line(parent, lookup, (*below, part.origin)) for parent in part.parents]
     parents.sort(key=lambda line: _has(line, _METHOD_SECTIONS))
     ancestors = {ancestor.origin: ancestor for line in parents for ancestor in line}

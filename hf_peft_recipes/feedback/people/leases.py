@@ -72,7 +72,7 @@ class Leases:
     @contextmanager
     def _open(self) -> Iterator[_Held]:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path, "a+", opener=open_confided) as file:  # noqa: PTH123 (Path.open takes no opener)
+        with open(self._path, "a+", opener=open_confided) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             before = file.read()
@@ -96,7 +96,7 @@ def alone(journal: Path, person: str) -> Iterator[None]:
         UserError: another process holds it.
     """
     path = journal.with_name(f".{journal.name}.{person}.lock")
-    with open(path, "w", opener=open_confided) as lock:  # noqa: PTH123 (Path.open takes no opener)
+    with open(path, "w", opener=open_confided) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -131,7 +131,7 @@ class _Sitting:
         draft, said = self._draft(sample), self._queue.said(sample.id).get(self._person)
         if not draft.exists():
             before = said.correction if said is not None else None
-            with open(draft, "w", encoding="utf-8", opener=open_confided) as file:  # noqa: PTH123 (the opener)
+            with open(draft, "w", encoding="utf-8", opener=open_confided) as file:
                 file.write(f"{sample.completion if before is None else before}\n")
         self._start_editor(draft)
         correction = draft.read_text(encoding="utf-8", errors="replace")
