@@ -5,7 +5,8 @@
     python3 develop.py audit   look up the versions of constraints.txt among the known vulnerabilities
 
 The first two work in a virtual environment of their own (`.venv`), with the versions of `constraints.txt`. It is made
-once, and again when `constraints.txt` or `pyproject.toml` change. Further words are handed on: `develop.py test -k registry`.
+once, and again when `constraints.txt` or `pyproject.toml` change. Further words are handed on: `develop.py test -k
+registry`.
 """
 
 import hashlib

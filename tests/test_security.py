@@ -17,7 +17,7 @@ from conftest import FAST
 from hf_peft_recipes import UserError, adapters, certificate, get_recipe, lineage, models, pickles, registry
 from hf_peft_recipes.api.rounds import _open_source
 from hf_peft_recipes.checkpoints.manifest import Batch, seal
-from hf_peft_recipes.cli import app
+from hf_peft_recipes.cli import app, using
 from hf_peft_recipes.data.cache import cache_folder
 from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.endpoint.answers import Answers
@@ -28,6 +28,7 @@ from hf_peft_recipes.feedback.people.leases import Leases, alone
 from hf_peft_recipes.feedback.people.tokens import kept_token
 from hf_peft_recipes.feedback.record import Origin, as_turns
 from hf_peft_recipes.feedback.samples import Sample, write_samples
+from hf_peft_recipes.hub.pulling import _check_names
 from hf_peft_recipes.merging import request
 from hf_peft_recipes.results import write_text
 from hf_peft_recipes.rounds.settings import read_rounds
@@ -424,3 +425,24 @@ def test_no_secret_is_in_anything_written(tmp_path, monkeypatch, capfd):
     told = "".join(capfd.readouterr())
     assert not [name for name, secret in SECRETS.items() if secret in told]
     assert holding(cache_folder().parent) == []
+
+
+def test_what_others_wrote_moves_no_terminal(monkeypatch, capsys):
+    said = "right\x1b[2J\x1b]52;c;ZXZpbA==\x07 \u202eleft"
+    with pytest.raises(SystemExit):
+        app._fail(f"row 3 holds {said}", 2)
+    told = capsys.readouterr().err
+    assert told == "error: row 3 holds right\\x1b[2J\\x1b]52;c;ZXZpbA==\\x07 \\u202eleft\n"
+    assert using._as_shown(said) == said
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
+    assert using._as_shown(said) == told.removeprefix("error: row 3 holds ").strip()
+
+
+@pytest.mark.parametrize(
+    "text", ('{"vocab_file": "../secret"}', '{"weight_map": {"a": "/etc/passwd"}}', '{"weight_map": {"a": "..\\\\x"}}')
+)
+def test_what_is_pulled_names_no_file_outside(tmp_path, text):
+    name = "model.safetensors.index.json" if "weight_map" in text else "tokenizer_config.json"
+    (tmp_path / name).write_text(text, "utf-8")
+    with pytest.raises(UserError, match="outside of its folder; nothing was kept"):
+        _check_names(tmp_path)
