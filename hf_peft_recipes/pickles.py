@@ -32,7 +32,7 @@ _OF_ENGINES = (
     ("deepspeed.runtime.zero.config", "ZeroStageEnum"),
     ("deepspeed.utils.tensor_fragment", "fragment_address"),
 )
-"""Module and name of what DeepSpeed (0.19.8, ZeRO-2 and ZeRO-3) keeps in its states beside values: each holds values."""
+"""Module and name of what DeepSpeed (0.19.8, ZeRO-2 and 3) keeps in its states beside values: each holds values."""
 _REFUSAL = "Weights only load failed"
 """How torch's message begins where a file names something else than values."""
 _INDEX = ".metadata"

@@ -171,7 +171,7 @@ def launch_workers(options: Sequence[str], environment: Mapping[str, str]) -> in
         environment = {**environment, WORKERS_VARIABLE: scratch, preemption.STARTED_VARIABLE: began}
         # In a group of its own: Ctrl-C on the terminal is for this process, which hands it on.
         process = subprocess.Popen(
-            [sys.executable, "-c", _BOUND_LAUNCHER, *options], env=bound(environment), process_group=0
+            [sys.executable, "-P", "-c", _BOUND_LAUNCHER, *options], env=bound(environment), process_group=0
         )
         try:
             try:

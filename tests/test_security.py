@@ -1,5 +1,6 @@
 """What others supply decides nothing: code of a base, pickles, recipes of the Hub, and the modes of what is written."""
 
+import base64
 import json
 import os
 import pickle
@@ -7,6 +8,7 @@ import shutil
 import stat
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,21 +17,25 @@ from conftest import FAST
 from hf_peft_recipes import UserError, adapters, certificate, get_recipe, lineage, models, pickles, registry
 from hf_peft_recipes.api.rounds import _open_source
 from hf_peft_recipes.checkpoints.manifest import Batch, seal
-from hf_peft_recipes.cli import app
+from hf_peft_recipes.cli import app, using
+from hf_peft_recipes.data.cache import cache_folder
 from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.endpoint.answers import Answers
+from hf_peft_recipes.errors import RewardError
 from hf_peft_recipes.feedback.asking import Feedback
 from hf_peft_recipes.feedback.journal import Journal
 from hf_peft_recipes.feedback.people.leases import Leases, alone
 from hf_peft_recipes.feedback.people.tokens import kept_token
 from hf_peft_recipes.feedback.record import Origin, as_turns
-from hf_peft_recipes.feedback.samples import Sample
+from hf_peft_recipes.feedback.samples import Sample, write_samples
+from hf_peft_recipes.hub.pulling import _check_names
 from hf_peft_recipes.merging import request
 from hf_peft_recipes.results import write_text
 from hf_peft_recipes.rounds.settings import read_rounds
 from hf_peft_recipes.scorers.rewards import read_rewards
 from hf_peft_recipes.spec import recipe_file
 from hf_peft_recipes.spec.serialize import decision_words
+from hf_peft_recipes.sweep.study import Study
 
 ROWS = [{"question": f"What is {n} plus one?", "answer": f"It is {n + 1}."} for n in range(40)]
 
@@ -104,7 +110,7 @@ def test_a_base_that_is_a_pickle_is_refused_with_a_word_of_why(base, tmp_path):
     with pytest.raises(UserError, match=r"pickles \(\*\.bin\): a pickle runs code .* converts it$"):
         models.load_base(AutoModelForCausalLM, section, None)
     for name in ("model.pt", "model.pth", "model.ckpt", "model.pkl"):
-        with pytest.raises(UserError, match="is a file; .* a pickle runs code"):
+        with pytest.raises(UserError, match=r"is a file; .* a pickle runs code"):
             models.check_base({"name_or_path": str(shutil.copy(base / "pytorch_model.bin", tmp_path / name))})
 
 
@@ -339,3 +345,104 @@ def test_a_private_run_is_private(interrupted):
     assert {mode for name, mode in found.items() if (interrupted[1] / name).is_file()} == {0o600}
     assert {mode for name, mode in found.items() if (interrupted[1] / name).is_dir()} == {0o700}
     assert "checkpoint-1/adapter_model.safetensors" in found and "adapter_model.safetensors" in found
+
+
+SECRETS = {
+    "HF_TOKEN": "hf_" + "QwErTyUiOpAsDfGh" * 2,
+    "WANDB_API_KEY": "wandb-0123456789abcdef",
+    "OPENAI_API_KEY": "judge-0123456789abcdef",
+    "AWS_SECRET_ACCESS_KEY": "aws-0123456789abcdef",
+    "PGPASSWORD": "postgres-0123456789",
+    "GITHUB_PAT": "github_pat_0123456789",
+}
+
+
+def forms(secret: str) -> list[bytes]:
+    """Return how a secret may stand in a file: as it is, in base64 at any place, in hexadecimal, in UTF-16."""
+    raw = secret.encode()
+    moved = [base64.b64encode(b" " * place + raw)[4 if place else 0 : -4] for place in range(3)]
+    return [raw, *moved, raw.hex().encode(), secret.encode("utf-16-le")]
+
+
+def holding(folder: Path) -> list[str]:
+    """Return the files below a folder that hold a secret, in plain or packed."""
+    found = []
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        contents = [path.read_bytes()]
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                contents += [archive.read(name) for name in archive.namelist()]
+        found += [
+            f"{path}: {name}"
+            for name, secret in SECRETS.items()
+            for form in forms(secret)
+            if any(form in each for each in contents)
+        ]
+    return found
+
+
+def test_secrets_would_be_found(tmp_path):
+    secret = SECRETS["WANDB_API_KEY"]
+    (tmp_path / "plain").write_text(f"key={secret}")
+    for place in range(3):
+        (tmp_path / f"packed-{place}").write_bytes(base64.b64encode(b"x" * place + secret.encode() + b"yz"))
+    torch.save({"token": secret}, tmp_path / "saved.pt")
+    (tmp_path / "none").write_text("nothing")
+    assert {Path(line.split(":")[0]).name for line in holding(tmp_path)} == {
+        "plain",
+        "packed-0",
+        "packed-1",
+        "packed-2",
+        "saved.pt",
+    }
+
+
+def test_no_secret_is_in_anything_written(tmp_path, monkeypatch, capfd):
+    for name, secret in SECRETS.items():
+        monkeypatch.setenv(name, secret)
+    said = f"the judge repeats {SECRETS['OPENAI_API_KEY']} and {SECRETS['AWS_SECRET_ACCESS_KEY']}"
+    settings = {**FAST, "save_strategy": "steps", "save_steps": 1, "max_steps": 1, "max_length": 64}
+    recipe = get_recipe("lora", dataset=ROWS, gradient_accumulation_steps=1, run_name="demo", **settings)
+    recipe.train(tmp_path / "out", progress=False)
+    # A key that is mistyped into a value is refused before it is written.
+    with pytest.raises(UserError, match="holds a secret"):
+        get_recipe("lora", run_name=SECRETS["WANDB_API_KEY"])
+
+    def fails(**_):
+        raise RuntimeError(said)
+
+    grpo = get_recipe("grpo", dataset=ROWS, rewards=[fails], **{**FAST, "max_steps": 1, "max_completion_length": 4})
+    with pytest.raises(RewardError):
+        grpo.train(tmp_path / "failed", progress=False)
+    assert "REDACTED" in (tmp_path / "failed" / "result.json").read_text("utf-8")
+    sample = Sample(id="s", row_id="r", prompt=as_turns("p"), completion=said)
+    Journal(tmp_path / "feedback.jsonl").append([sample.record(Feedback(score=1.0, text=said), Origin("me"))])
+    write_samples(tmp_path / "samples.jsonl", [sample])
+    Answers(tmp_path / "judge.jsonl").put("key", [said])
+    study = Study(tmp_path, SimpleNamespace(minimizes=True, seed=0, dimensions=()))
+    study.fail(study.ask(), f"its last words: {said}")
+    assert len(list(tmp_path.rglob("*"))) > 20 and holding(tmp_path) == []
+    told = "".join(capfd.readouterr())
+    assert not [name for name, secret in SECRETS.items() if secret in told]
+    assert holding(cache_folder().parent) == []
+
+
+def test_what_others_wrote_moves_no_terminal(monkeypatch, capsys):
+    said = "right\x1b[2J\x1b]52;c;ZXZpbA==\x07 \u202eleft"
+    with pytest.raises(SystemExit):
+        app._fail(f"row 3 holds {said}", 2)
+    told = capsys.readouterr().err
+    assert told == "error: row 3 holds right\\x1b[2J\\x1b]52;c;ZXZpbA==\\x07 \\u202eleft\n"
+    assert using._as_shown(said) == said
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
+    assert using._as_shown(said) == told.removeprefix("error: row 3 holds ").strip()
+
+
+@pytest.mark.parametrize(
+    "text", ('{"vocab_file": "../secret"}', '{"weight_map": {"a": "/etc/passwd"}}', '{"weight_map": {"a": "..\\\\x"}}')
+)
+def test_what_is_pulled_names_no_file_outside(tmp_path, text):
+    name = "model.safetensors.index.json" if "weight_map" in text else "tokenizer_config.json"
+    (tmp_path / name).write_text(text, "utf-8")
+    with pytest.raises(UserError, match="outside of its folder; nothing was kept"):
+        _check_names(tmp_path)

@@ -94,5 +94,8 @@ def _fail(message: str, exit_code: int, told: bool = True) -> None:
     # Launchers turn every code into 1, so the line itself carries it.
     code = f" [exit code {exit_code}]" if is_launched() else ""
     if told:
-        print(redact(f"error: {' '.join(message.split())}{code}"), file=sys.stderr)
+        from hf_peft_recipes.feedback.people.terminal import visible
+
+        # It may quote a row of anybody's, or a name in a file.
+        print(visible(redact(f"error: {' '.join(message.split())}{code}")), file=sys.stderr)
     sys.exit(exit_code)

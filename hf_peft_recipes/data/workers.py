@@ -33,11 +33,15 @@ def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job]) -> list
     """
     if len(jobs) < 2 or not all(_is_large(job) for job in jobs):
         return [function(job) for job in jobs]
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {
+        **os.environ,
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
     environment = supervision.bound(environment)
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", "from hf_peft_recipes.data.workers import work; work()"],
+            [sys.executable, "-P", "-c", "from hf_peft_recipes.data.workers import work; work()"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
         )
         for _ in jobs

@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -74,15 +74,24 @@ def _fetch(repo_id: str, commit: str, name: str, remote: Any, target: Path) -> N
 
 
 def _check_names(folder: Path) -> None:
-    """Raise a UserError when a config names a file outside of its folder."""
-    for path in folder.glob("*config.json"):
+    """Raise a UserError when a config, or the index of a model, names a file outside of its folder."""
+    for path in [*folder.glob("*config.json"), *folder.glob("*.index.json")]:
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{path.name} is broken JSON: {error}") from None
-        for key, value in config.items() if isinstance(config, Mapping) else ():
-            if key.endswith("_file") and isinstance(value, str) and _leads_out(value):
+        for key, value in _named_files(config):
+            if isinstance(value, str) and _leads_out(value):
                 raise UserError(f"{path.name} names {value!r} as its {key}, outside of its folder; nothing was kept")
+
+
+def _named_files(config: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a config names as a file, and under which key."""
+    if not isinstance(config, Mapping):
+        return
+    yield from ((key, value) for key, value in config.items() if key.endswith("_file"))
+    if isinstance(weights := config.get("weight_map"), Mapping):
+        yield from (("weight", value) for value in weights.values())
 
 
 def _leads_out(name: str) -> bool:

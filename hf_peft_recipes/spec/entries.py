@@ -55,7 +55,7 @@ def rule_origin(origin: str, conditions: str) -> str:
 
 
 def is_of_hub(origin: str) -> bool:
-    """Return whether a value comes from a recipe that the Hub holds, whether it stands there or a rule there sets it."""
+    """Return whether a value comes from a recipe of the Hub, whether it stands there or a rule there sets it."""
     return origin.removeprefix(_OF_RULE).startswith(HUB_ORIGIN)
 
 

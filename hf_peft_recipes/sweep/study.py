@@ -9,6 +9,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import URL
 
+from hf_peft_recipes.redaction import redact
 from hf_peft_recipes.sweep.plan import Sweep
 from hf_peft_recipes.sweep.space import CHOICE, Dimension
 
@@ -69,7 +70,7 @@ class Study:
 
     def fail(self, trial: Trial, why: str, exit_code: int | None = None, starved: bool = False) -> None:
         """Tell that a trial failed: why, its process's exit code, and whether it was for want of memory."""
-        for key, value in {"error": why, "exit_code": exit_code, "starved": starved}.items():
+        for key, value in {"error": redact(why), "exit_code": exit_code, "starved": starved}.items():
             trial.set_user_attr(key, value)
         self._study.tell(trial.number, state=TrialState.FAIL)
 

@@ -8,11 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+
+from benchmarks.report.faults import report
 from faults.__main__ import counts
 from faults.course import WEIGHTS, Undisturbed, digests, state_problems, without_date
 from faults.zygote import Zygote
-
-from benchmarks.report.faults import report
 from hf_peft_recipes.checkpoints import verify
 from hf_peft_recipes.checkpoints.manifest import MANIFEST_FILE, seal
 from hf_peft_recipes.checkpoints.verdicts import list_checkpoints
