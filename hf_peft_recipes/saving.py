@@ -52,7 +52,7 @@ def save(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path, is_m
 
 
 def _rounded_to(recipe: ResolvedRecipe) -> str | None:
-    """Return the dtype in which engines that split a model compute; no context could put that off, as it can autocast."""
+    """Return the dtype in which engines that split a model compute, which cannot be put off as autocast can."""
     if recipe.value("training.bf16"):
         return "bfloat16"
     return "float16" if recipe.value("training.fp16") else None
