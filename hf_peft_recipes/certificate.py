@@ -56,6 +56,7 @@ def state(
     load: Mapping[str, Any],
     whole: bool = False,
     trained: Mapping[str, Any] | None = None,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Return what the live model says of itself, to be written beside its weights.
 
@@ -67,6 +68,8 @@ def state(
         load: keyword arguments with which a plain client loads it: `dtype`, `quantization` …
         whole: whether every tensor counts as trained, and not those alone that had gradients.
         trained: what counts as trained, by name; None for what the model itself holds.
+        precision: the dtype that an engine rounds weights to in every pass, whatever they are kept in; None where none
+            does.
     """
     head = head_of_class(model_class)
     try:
@@ -82,6 +85,7 @@ def state(
         "schema_version": 1,
         "adapter_effect": effect,
         "autocast": autocast,
+        **({"precision": precision} if precision else {}),
         "model_class": model_class,
         "load": dict(load),
         "stop_ids": list(stop_ids),
@@ -214,6 +218,8 @@ def _check_behaviour(
 ) -> None:
     """Append what can be told of the model by what it says."""
     tolerance = TOLERANCE.get(str(statement["load"].get("dtype")), TOLERANCE["bfloat16"])
+    # What was said by weights that an engine had rounded is told apart from what the weights say no better than that.
+    tolerance = max(tolerance, TOLERANCE.get(str(statement.get("precision")), 0.0))
     head = head_of_class(statement["model_class"])
     off = figures["log_probability_difference"] = _difference(head, model, statement["prompts"])
     if hasattr(model, "disable_adapter"):

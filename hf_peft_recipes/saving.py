@@ -55,10 +55,17 @@ def _save(
             loading["quantization"] = models.beside_head(loading["quantization"], models.drawn_modules(model))
     statement = certificate.state(
         model, renderer.tokenizer, sorted(renderer.stop_ids), head.model_class().__name__, loading,
-        trained=trained_tensors(model, tensors),
+        trained=trained_tensors(model, tensors), precision=None if tensors is None else _rounded_to(recipe),
     )  # fmt: skip
     if is_main:
         certificate.write_statement(folder, statement)
+
+
+def _rounded_to(recipe: ResolvedRecipe) -> str | None:
+    """Return the dtype in which engines that split a model compute, which cannot be put off as autocast can."""
+    if recipe.value("training.bf16"):
+        return "bfloat16"
+    return "float16" if recipe.value("training.fp16") else None
 
 
 def _write(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path, tensors: dict[str, Any] | None) -> None:
