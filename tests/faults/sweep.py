@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .course import EVERY, STEPS, Undisturbed, command, digests, end_problems, restore, state_problems
 from benchmarks.forks import Ended, code_of, forked, leave, split
+
+from .course import EVERY, STEPS, Undisturbed, command, digests, end_problems, restore, state_problems
 from .shim import KINDS, Operation, Shim, read_log
 
 STAYS_FULL = "disk full to the end"

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks.forks import forked
 from .shim import build
 
 ROOT = Path(__file__).parents[2]
