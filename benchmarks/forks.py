@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 _BECOME_REAPER = 36
@@ -120,7 +121,8 @@ def _orphans() -> int:
                 time.sleep(0.01)
         except ChildProcessError:
             return 0
-    left = [int(name) for name in os.listdir("/proc") if name.isdecimal() and _parent(int(name)) == os.getpid()]
+    processes = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+    left = [process for process in processes if _parent(process) == os.getpid()]
     for process in left:
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
@@ -129,7 +131,8 @@ def _orphans() -> int:
 
 def _parent(process: int) -> int:
     try:
-        with open(f"/proc/{process}/stat", encoding="utf-8") as file:
-            return int(file.read().rpartition(")")[2].split()[1])
+        told = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
     except OSError:
         return 0
+    # What stands in brackets is a name, with whatever is in it.
+    return int(told.rpartition(")")[2].split()[1])

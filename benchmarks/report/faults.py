@@ -48,18 +48,18 @@ def _sum(record: Mapping[str, Any], name: str) -> int:
 def _sentence(record: Mapping[str, Any]) -> str:
     drawn = "every change of the disk" if record["drawn"] is None else f"{record['drawn']} changes of the disk a phase"
     return (
-        f"{number(_sum(record, 'injected'))} faults, at {drawn} that a short run makes: runs lost {_sum(record, 'lost')},"
-        f" states that are neither the old one nor the new {_sum(record, 'wrong')}, processes left"
-        f" {_sum(record, 'orphans')}."
+        f"{number(_sum(record, 'injected'))} faults, at {drawn} that a short run makes: runs lost"
+        f" {_sum(record, 'lost')}, states that are neither the old one nor the new {_sum(record, 'wrong')}, processes"
+        f" left {_sum(record, 'orphans')}."
     )
 
 
 def _text(record: Mapping[str, Any]) -> str:
     changes = sum(sum(found.values()) for found in record["changes"].values())
     return (
-        f"{_sentence(record)} The run makes {number(changes)} changes of the disk: files opened, written, synced, closed,"
-        " renamed and removed, folders made. `no space` and `io error` fail one of them, `disk full` all from then on that"
-        " take space. A loss of power undoes what no fsync had made last: contents, and names. Runs that died or stopped"
-        f" were gone on with by `--resume`, one for each of the {number(record['states'])} states that their folders were"
-        " in, and ended with the very weights of the undisturbed run."
+        f"{_sentence(record)} The run makes {number(changes)} changes of the disk: files opened, written, synced,"
+        " closed, renamed and removed, folders made. `no space` and `io error` fail one of them, `disk full` all from"
+        " then on that take space. A loss of power undoes what no fsync had made last: contents, and names. Where a run"
+        f" died or stopped, `--resume` went on from each of the {number(record['states'])} states that folders were in;"
+        " what is not lost ended with the very weights of the undisturbed run."
     )

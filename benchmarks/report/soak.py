@@ -38,7 +38,7 @@ def _sentence(record: Mapping[str, Any]) -> str:
         "with the very weights and losses" if record["same_weights"] and record["same_losses"] else "with other weights"
     )
     return (
-        f"Killed by SIGKILL {number(record['cycles'])} times in a row at random moments and gone on with each time, a run of"
-        f" {number(record['steps'])} steps ended {end} of the one that was let alone; {number(record['steps_lost'])} steps"
-        " were done again."
+        f"Killed by SIGKILL {number(record['cycles'])} times in a row at random moments and gone on with each time, a"
+        f" run of {number(record['steps'])} steps ended {end} of the one that was let alone;"
+        f" {number(record['steps_lost'])} steps were done again."
     )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import importlib
+import itertools
 import json
 import os
 import random
+import signal
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,7 @@ _HOURS = 12 * 3600.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-@cache
+@functools.cache
 def wanted(scratch: str) -> Undisturbed:
     """Return what the run leaves undisturbed, found out once in a fork."""
     ended = forked(lambda: undisturbed(Path(scratch) / "undisturbed"))
@@ -197,7 +201,57 @@ def _require(result: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
+def command_line(words: list[str], phase: str | None = None, number: int = 0) -> Ended:
+    """Run the command line, to which a signal comes in one of its phases.
+
+    Args:
+        words: of the command line.
+        phase: a name of PLACES; None for no signal.
+        number: of the signal.
+    """
+
+    def work() -> None:
+        from hf_peft_recipes.cli.app import main
+
+        # Where this process was started in the background of a shell, it ignores Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if phase:
+            _send_in(phase, number)
+        sys.argv = ["hf-peft-recipes", *words]
+        main()
+
+    return forked(work)
+
+
+PLACES = {
+    "loading": ("hf_peft_recipes.models", "load_base", 1),
+    "tokenising": ("hf_peft_recipes.assembly", "tokenize", 1),
+    "stepping": ("transformers:Trainer", "training_step", 3),
+    "saving": ("hf_peft_recipes.checkpoints.writing:Writing", "finish", 2),
+    "evaluating": ("hf_peft_recipes.runner", "score_rows", 2),
+    "pushing": ("hf_peft_recipes.runner", "publish_run", 1),
+}
+"""A phase of a run to what begins it: a module or a class, its function, and which call of that."""
+
+
+def _send_in(phase: str, number: int) -> None:
+    """Let this process have a signal as soon as the phase has begun."""
+    where, name, wanted_call = PLACES[phase]
+    module, _, inner = where.partition(":")
+    owner = importlib.import_module(module)
+    owner = getattr(owner, inner) if inner else owner
+    function, calls = getattr(owner, name), itertools.count(1)
+
+    @functools.wraps(function)
+    def begins(*arguments: Any, **named: Any) -> Any:
+        if next(calls) == wanted_call:
+            os.kill(os.getpid(), number)
+        return function(*arguments, **named)
+
+    setattr(owner, name, begins)
+
+
 JOBS: dict[str, Callable[..., Ended]] = {
     "undisturbed": undisturbed_run, "log": log, "run": run, "sweep": sweep, "soak": soak,
-    "scarce_disk": scarce_disk,
+    "scarce_disk": scarce_disk, "command_line": command_line,
 }  # fmt: skip

@@ -5,20 +5,34 @@ One process imports everything and forks for each run, see `zygote`; a sample of
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
+<<<<<<< HEAD
 
 from benchmarks.report.faults import report
 from faults.__main__ import counts
 from faults.course import WEIGHTS, Undisturbed, digests, state_problems, without_date
 from faults.zygote import Zygote
 from hf_peft_recipes.checkpoints import verify
+=======
+from loopback_hub import LoopbackHub
+
+from benchmarks.report.__main__ import RESULTS
+from benchmarks.report.faults import report
+from faults.__main__ import counts
+from faults.course import ROWS, SETTINGS, WEIGHTS, Undisturbed, digests, state_problems, without_date
+from faults.zygote import Zygote
+from hf_peft_recipes.checkpoints import newest_good, verify
+>>>>>>> faults
 from hf_peft_recipes.checkpoints.manifest import MANIFEST_FILE, seal
 from hf_peft_recipes.checkpoints.verdicts import list_checkpoints
+from hf_peft_recipes.embedded import DATA_DIR, MODEL_DIR
+from hf_peft_recipes.results import read_result
 
 SAMPLE = 3
-"""Faults of each of the five phases that every run of the tests draws."""
+"""Faults of each of three phases that every run of the tests draws."""
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +109,11 @@ def test_no_change_of_the_disk_escapes_the_shim(zygote, whole, scratch):
 
 
 def test_a_sample_of_faults_costs_no_run(zygote, whole, scratch, tmp_path):
-    done = zygote.do("sweep", scratch=scratch, number=SAMPLE, seed=1)
+    # The other checkpoints are written as the last one is, and remove nothing.
+    done = zygote.do("sweep", scratch=scratch, number=SAMPLE, seed=1, phases=["beginning", "checkpoint 6", "finishing"])
     assert not_fine(done) == []
     outcomes, rows = done["value"]["outcomes"], counts(done["value"]["outcomes"])
-    assert len(outcomes) == 5 * SAMPLE == sum(row["injected"] for row in rows)
+    assert len(outcomes) == 3 * SAMPLE == sum(row["injected"] for row in rows)
     # Each phase changes the disk; each checkpoint some eighty times.
     assert all(sum(found.values()) > 10 for found in done["value"]["operations"].values())
 
@@ -255,9 +270,111 @@ def test_kills_at_random_moments_change_nothing_of_the_end(zygote, scratch):
     assert (done["value"]["same_weights"], done["value"]["same_losses"], done["value"]["left_over"]) == (True, True, [])
 
 
-def test_the_report_tells_of_what_was_not_fine(tmp_path):
-    from benchmarks.report.__main__ import RESULTS
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGKILL]
+ENDS_OF = {"loading": 0, "tokenising": 0, "stepping": 3, "saving": 4, "evaluating": 6, "pushing": 6}
+"""A phase to the step of the checkpoint that a run leaves that is asked to end there; 0 for none."""
+KILLED_AT = {**ENDS_OF, "stepping": 2, "saving": 2}
+"""The same of one that is killed."""
 
+
+@pytest.fixture(scope="module")
+def words(scratch):
+    """Return the command line of the run with some held-out rows, without its folder."""
+    lines = (DATA_DIR / "train.jsonl").read_text("utf-8").splitlines()[:ROWS]
+    (scratch / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    told = SETTINGS | {
+        "data.validation_rows": 4,
+        "evaluation.max_rows": 2,
+        "evaluation.task": "text",
+        "target_modules": "q_proj",
+    }
+    del told["data.validation_size"]
+    return [
+        "train",
+        "lora",
+        "--dataset",
+        str(scratch / "rows.jsonl"),
+        *(str(word) for key, value in told.items() for word in (f"--{key}", value)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def commanded(zygote, scratch, words):
+    """Return the digest of the weights that this command trains where nothing comes between."""
+    done = zygote.do("command_line", words=[*words, "--output_dir", str(scratch / "commanded")])
+    assert done["code"] == 0, done["said"]
+    return digests(scratch / "commanded")[WEIGHTS]
+
+
+@pytest.mark.parametrize(
+    ("phase", "number"),
+    [
+        ("loading", signal.SIGTERM),
+        ("stepping", signal.SIGKILL),
+        ("saving", signal.SIGUSR1),
+        ("evaluating", signal.SIGINT),
+    ],
+)
+def test_a_signal_ends_a_run_that_goes_on(zygote, commanded, words, tmp_path, phase, number):
+    ends_and_goes_on(zygote, commanded, words, tmp_path, phase, number)
+
+
+@pytest.mark.slow_sweep
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("phase", [phase for phase in ENDS_OF if phase != "pushing"])
+def test_any_signal_in_any_phase_ends_a_run_that_goes_on(zygote, commanded, words, tmp_path, phase, number):
+    ends_and_goes_on(zygote, commanded, words, tmp_path, phase, number)
+
+
+def ends_and_goes_on(zygote, weights, words, tmp_path, phase, number):
+    folder = tmp_path / "out"
+    told = [*words, "--output_dir", str(folder)]
+    done = zygote.do("command_line", words=told, phase=phase, number=int(number))
+    is_kill = number == signal.SIGKILL
+    assert (done["code"], done["orphans"]) == (-9 if is_kill else 10, 0), done["said"]
+    if not is_kill:
+        assert f"({number.name})" in done["said"].splitlines()[-1], done["said"]
+    step = (KILLED_AT if is_kill else ENDS_OF)[phase]
+    newest, skipped = newest_good(folder)
+    assert (newest.step if newest else 0, skipped) == (step, [])
+    begun = (folder / "recipe.yaml").is_file()
+    if begun and not is_kill:
+        assert read_result(folder)["status"] == "preempted"
+    done = zygote.do("command_line", words=[*told, *(["--resume"] if begun else [])])
+    assert (done["code"], done["orphans"]) == (0, 0), done["said"]
+    assert digests(folder)[WEIGHTS] == weights
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".") or path.suffix == ".lock"]
+
+
+@pytest.mark.slow_sweep
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_while_a_run_is_pushed_leaves_it_done_and_unpublished(scratch, words, tmp_path, number):
+    with LoopbackHub(tmp_path / "hub") as hub:
+        files = {path.name: path.read_bytes() for path in MODEL_DIR.iterdir() if path.is_file()}
+        hub.add_repo("me/base", {**files, "README.md": b"---\nlicense: mit\n---\nA base.\n"})
+        variables = hub.environment(hub.add_user("me"), tmp_path / "cache")
+        told = [
+            *words,
+            "--output_dir",
+            str(tmp_path / "out"),
+            "--push_to_hub",
+            "--hub_model_id",
+            "me/trained",
+            "--base_model",
+            "me/base",
+        ]
+        with Zygote(variables) as zygote:
+            done = zygote.do("command_line", words=told, phase="pushing", number=int(number))
+            assert (done["code"], done["orphans"]) == (-9 if number == signal.SIGKILL else 10, 0), done["said"]
+            assert WEIGHTS not in hub.files("me/trained")
+            assert read_result(tmp_path / "out")["status"] == "done"
+            again = ["push", str(tmp_path / "out"), "me/trained", "--base_model", "me/base"]
+            pushed = zygote.do("command_line", words=again)
+            assert pushed["code"] == 0, pushed["said"]
+            assert WEIGHTS in hub.files("me/trained")
+
+
+def test_the_report_tells_of_what_was_not_fine(tmp_path):
     file = tmp_path / "faults.json"
     assert report(file, "faults") is None
     record = json.loads((RESULTS / "faults.json").read_text())
