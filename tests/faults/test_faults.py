@@ -9,14 +9,6 @@ import signal
 from pathlib import Path
 
 import pytest
-<<<<<<< HEAD
-
-from benchmarks.report.faults import report
-from faults.__main__ import counts
-from faults.course import WEIGHTS, Undisturbed, digests, state_problems, without_date
-from faults.zygote import Zygote
-from hf_peft_recipes.checkpoints import verify
-=======
 from loopback_hub import LoopbackHub
 
 from benchmarks.report.__main__ import RESULTS
@@ -25,7 +17,6 @@ from faults.__main__ import counts
 from faults.course import ROWS, SETTINGS, WEIGHTS, Undisturbed, digests, state_problems, without_date
 from faults.zygote import Zygote
 from hf_peft_recipes.checkpoints import newest_good, verify
->>>>>>> faults
 from hf_peft_recipes.checkpoints.manifest import MANIFEST_FILE, seal
 from hf_peft_recipes.checkpoints.verdicts import list_checkpoints
 from hf_peft_recipes.embedded import DATA_DIR, MODEL_DIR
