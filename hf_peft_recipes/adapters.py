@@ -125,5 +125,5 @@ def _vocabulary_size(base: Any, folder: Path) -> int | None:
                 return int(tensors.get_slice(key).get_shape()[0])
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    size = len(AutoTokenizer.from_pretrained(str(folder)))
+    size = len(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False))
     return size if size > embedding.weight.shape[0] else None

@@ -4,11 +4,13 @@ import base64
 import json
 import os
 import pickle
+import re
 import shutil
 import stat
+import sys
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -225,6 +227,29 @@ def test_a_sharded_checkpoint_cannot_let_code_run(tmp_path, mark):
     with pytest.raises(UserError, match="cannot be looked into"):
         read_back(tmp_path / "index")
     assert not mark.exists()
+
+
+def test_what_an_engine_keeps_is_let_through_by_name(tmp_path, monkeypatch):
+    engine = ModuleType("deepspeed.runtime.fp16.loss_scaler")
+    exec("class LossScaler: pass\nclass DynamicLossScaler: pass\nclass Other: pass", vars(engine))
+    parents = ("deepspeed", "deepspeed.runtime", "deepspeed.runtime.fp16")
+    for module in (*map(ModuleType, parents), engine):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    before = torch.serialization.get_safe_globals()
+    for kind in (engine.LossScaler, engine.Other):
+        kind.__module__ = engine.__name__
+        torch.save({"scaler": kind()}, tmp_path / f"{kind.__name__}.pt")
+
+    def read(name: str) -> object:
+        with pickles.values_alone(tmp_path):
+            return torch.load(tmp_path / name, weights_only=False)["scaler"]
+
+    assert isinstance(read("LossScaler.pt"), engine.LossScaler)
+    with pytest.raises(UserError, match=r"Other.pt would run deepspeed.runtime.fp16.loss_scaler.Other"):
+        read("Other.pt")
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(before)
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
 
 def test_looking_into_a_pickle_runs_nothing(tmp_path, mark):
@@ -446,3 +471,14 @@ def test_what_is_pulled_names_no_file_outside(tmp_path, text):
     (tmp_path / name).write_text(text, "utf-8")
     with pytest.raises(UserError, match="outside of its folder; nothing was kept"):
         _check_names(tmp_path)
+
+
+def test_each_promise_names_a_test_that_there_is():
+    folder = Path(__file__).parent
+    promised = set(re.findall(r"`(test_\w+)`", (folder.parent / "SECURITY.md").read_text("utf-8")))
+    there = {
+        name
+        for path in folder.glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.M)
+    }
+    assert len(promised) > 20 and not promised - there
