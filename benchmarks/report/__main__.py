@@ -9,6 +9,7 @@ from pathlib import Path
 
 import benchmarks.report
 from benchmarks.report import (
+    checkpoints,
     equivalence,
     feedback,
     generation,
@@ -48,6 +49,7 @@ SECTIONS: dict[str, tuple[str, Room]] = {
     "feedback": ("feedback.jsonl", feedback.report),
     "quality": ("quality.jsonl", quality.report),
     "quality_real": ("quality_real.jsonl", quality.report),
+    "checkpoints": ("checkpoints.jsonl", checkpoints.report),
     "equivalence": ("equivalence.jsonl", equivalence.report),
 }
 """The name of a block of the README and of a plot, to its result file and its room; in the report's order."""
