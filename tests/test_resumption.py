@@ -11,9 +11,10 @@ from conftest import write_jsonl
 from safetensors.torch import load_file
 
 from hf_peft_recipes import get_recipe, list_recipes
-from hf_peft_recipes.bench.resumption import compare, require, verify_resume, weights_digest
+from hf_peft_recipes.bench.resumption import Resumption, compare, require, verify_resume, weights_digest
 from hf_peft_recipes.errors import ReceiptError, UserError
 from hf_peft_recipes.methods.virtual_tokens import NETWORK_FILE
+from hf_peft_recipes.report.receipt import resumption_table
 from hf_peft_recipes.trajectory import Point, Trajectory, documents, read_trajectory
 
 SHORT = {
@@ -162,15 +163,26 @@ def test_every_recipe_goes_on_as_if_nothing_had_been(tmp_path, name):
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_proved():
-    found = verify_resume("lora", steps=4)
-    assert found.holds and found.first_difference is None and found.resumed_from < found.reached <= 4
-    assert [check.name for check in found.checks][-1] == "final weights (sha256)"
-    require(found)
-    json.dumps(found.shown())
-    broken = replace(found, checks=[replace(found.checks[0], ok=False, found="none")])
-    with pytest.raises(ReceiptError, match="killed and resumed, is not what it is undisturbed: steps none"):
-        require(broken)
+def test_a_killed_run_is_proved(command):
+    finished = command("verify-resume", "lora", "--steps", 4, "--json")
+    assert finished.returncode == 0, finished.stderr
+    found = json.loads(finished.stdout)
+    assert found["holds"] and found["first_difference"] is None
+    assert found["resumed_from"] <= found["reached"] <= found["steps"] == 4
+    assert [check["name"] for check in found["checks"]][-1] == "final weights (sha256)"
+
+
+def test_what_differs_is_told_with_its_step():
+    other = replace(POINTS[4], loss=0.7)
+    checks, first = compare(POINTS, [*POINTS[:4], other, POINTS[5]])
+    found = Resumption("lora", 6, "KILL", 4, 3, 1, checks, first)
+    with pytest.raises(
+        ReceiptError, match=r"lora, killed and resumed, is not .* loss 0\.7, undisturbed 0\.2 \(step 5\)"
+    ):
+        require(found)
+    table = resumption_table(found.shown())
+    assert table.row_count == len(checks) and "IS NOT" in table.title and "resumed from step 3" in table.caption
+    require(replace(found, checks=checks[:2]))
 
 
 @pytest.mark.slow_sweep
