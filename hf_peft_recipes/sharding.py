@@ -180,6 +180,8 @@ def before_first_step(trainer: Any, work: Callable[[], None]) -> None:
 
         register_fsdp_forward_method(trainer.model, "generate")
         work()
+        # A checkpoint is read into parts, and what the last pass gathered may still be there.
+        let_go(trainer.model)
         return create(*arguments, **keywords)
 
     # The first thing that upstream calls when engine, model and optimizer are one, and a checkpoint is not read yet.
