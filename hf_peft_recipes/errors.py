@@ -48,7 +48,7 @@ class NotTrainedError(RecipeError):
 
 
 class NonFiniteError(NotTrainedError):
-    """A loss, a gradient or a weight is NaN or infinite; the step that it belongs to was not taken."""
+    """A loss, a gradient or a weight is NaN or infinite; nothing that came of it was saved."""
 
     def __init__(self, message: str, facts: Mapping[str, Any] | None = None) -> None:
         """Args:

@@ -246,6 +246,11 @@ def test_what_is_not_known_or_contradicts_itself_is_told_first(options, override
     assert not (tmp_path / "out").exists()
 
 
+def test_the_command_hands_on_what_is_to_become_of_a_run(command, tmp_path):
+    finished = command("train", "lora", "--output_dir", tmp_path / "out", "--max_rollbacks", "-2", "--on_oom", "stop")
+    assert (finished.returncode, "--max_rollbacks -2: 0 or more is wanted" in finished.stderr) == (2, True)
+
+
 def test_rounds_roll_back_by_themselves(tmp_path):
     with pytest.raises(UserError, match="--on_nonfinite: rounds are rolled back"):
         get_recipe("rft").train(tmp_path / "out", on_nonfinite="rollback")

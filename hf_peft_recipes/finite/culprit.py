@@ -41,7 +41,8 @@ def find_culprit(trainer: Any, loss: Callable[..., Any], fed: Sequence[Fed]) -> 
     broken = broken_weight(model)
     if found := agreed(trainer, Culprit(broken, rank) if broken else None):
         return found
-    for replay in (_forward, _backward):
+    # DeepSpeed's backward pass is its engine's.
+    for replay in (_forward,) if trainer.is_deepspeed_enabled else (_forward, _backward):
         trainer.model_wrapped.zero_grad()
         first: Culprit | None = None
         for number, (inputs, options) in enumerate(fed):
