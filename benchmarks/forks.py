@@ -80,7 +80,9 @@ def forked(work: Callable[[], Any], watch: Callable[[int], None] | None = None, 
     with tempfile.TemporaryFile() as returned:
         ended = split(watch, limit_seconds)
         if ended is None:
-            leave(code_of(lambda: pickle.dump(work(), returned)) or (returned.flush() or 0))
+            code = code_of(lambda: pickle.dump(work(), returned))
+            returned.flush()
+            leave(code)
         returned.seek(0)
         pickled = returned.read()
         return Ended(ended.code, ended.said, ended.orphans, pickle.loads(pickled) if pickled else None)

@@ -35,7 +35,7 @@ EVERY = 3
 _STEPS_A_CYCLE = 3
 """Planned for each cycle: more than it gains on average, so that the run is not at its end before the last kill."""
 _ROWS = 48
-_SETTINGS = {
+_SETTINGS: dict[str, Any] = {
     "max_length": 64, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "save_strategy": "steps",
     "save_steps": EVERY, "save_total_limit": 2, "eval_strategy": "no", "certify": "off", "logging_steps": 1,
     "learning_rate": 1e-3, "r": 2,

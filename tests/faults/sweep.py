@@ -41,6 +41,12 @@ class Fault:
         return "disk full" if self.kind == STAYS_FULL else self.kind
 
     @property
+    def leaves(self) -> str:
+        """Return what is told to be left over where it hits a removal: what cannot be removed stays."""
+        first = self.operation.path.split("/")[0]
+        return f"left over: {first}" if self.operation.name == "unlink" else ""
+
+    @property
     def removes_old(self) -> bool:
         """Return whether it hits what removes an old checkpoint."""
         first = self.operation.path.split("/")[0]
@@ -214,7 +220,7 @@ class Sweep:
         end = "died" if ended.code < 0 else "stopped" if ended.code else "went on"
         outcome = Outcome(fault, end, orphans=ended.orphans)
         if end == "went on":
-            outcome.lost = end_problems(self._folder, self._wanted)
+            outcome.lost = [one for one in end_problems(self._folder, self._wanted) if one != fault.leaves]
             outcome.wrong = account_problems(self._folder, ended.said)
             return outcome
         if "timed out" in ended.said:
