@@ -48,7 +48,7 @@ def check_base(model_section: Mapping[str, Any] | None) -> None:
         raise UserError(f"model folder {name!r} has no config.json")
     if not any(folder.glob("*.safetensors")):
         pickled = pickles.pickles_in(folder)
-        hint = f", only {pickled[0]}: {pickles.MODEL_ADVICE}" if pickled else ""
+        hint = f"; {pickled[0]} is a pickle, and {pickles.MODEL_ADVICE}" if pickled else ""
         raise UserError(f"model folder {name!r} has no weights (*.safetensors){hint}")
 
 

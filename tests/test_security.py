@@ -107,7 +107,7 @@ def test_a_base_that_is_a_pickle_is_refused_with_a_word_of_why(base, tmp_path):
     (base / "model.safetensors").unlink()
     torch.save({}, base / "pytorch_model.bin")
     section = {"name_or_path": str(base)}
-    with pytest.raises(UserError, match=r"only pytorch_model.bin: a pickle runs code .* converts it$"):
+    with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, and a pickle runs code .* converts it$"):
         models.check_base(section)
     with pytest.raises(UserError, match=r"pickles \(\*\.bin\): a pickle runs code .* converts it$"):
         models.load_base(AutoModelForCausalLM, section, None)
@@ -164,6 +164,7 @@ def resealed(folder: Path) -> None:
 def test_a_checkpoint_cannot_let_code_run(interrupted, name, tmp_path, mark):
     recipe, folder = interrupted[0], shutil.copytree(interrupted[1], tmp_path / "out")
     torch.save({"state": Evil(mark)}, folder / "checkpoint-1" / name)
+    (folder / "checkpoint-1" / "training_args.bin").write_bytes(pickle.dumps(Evil(mark)))
     resealed(folder / "checkpoint-1")
     with pytest.raises(UserError, match=rf"{name} would run posix.mkdir when it is read") as refused:
         recipe.train(folder, resume=True, progress=False)
@@ -183,15 +184,9 @@ def test_weights_of_a_checkpoint_are_no_pickle(interrupted, tmp_path, mark):
     assert not mark.exists()
 
 
-def test_no_checkpoint_holds_the_arguments_and_none_reads_them(interrupted, tmp_path, mark):
-    recipe, folder = interrupted[0], shutil.copytree(interrupted[1], tmp_path / "out")
-    checkpoint = folder / "checkpoint-1"
-    assert not (checkpoint / "training_args.bin").exists()
-    (checkpoint / "training_args.bin").write_bytes(pickle.dumps(Evil(mark)))
-    resealed(checkpoint)
-    assert recipe.train(folder, resume=True, progress=False).record["status"] == "done"
-    assert not mark.exists()
-    assert list(folder.rglob("training_args.bin")) == [checkpoint / "training_args.bin"]
+def test_no_checkpoint_holds_the_arguments(interrupted):
+    # A pickle, which no test of resuming reads either, see above.
+    assert not list(interrupted[1].rglob("training_args.bin"))
 
 
 def sharded(folder: Path, further: object) -> Path:
