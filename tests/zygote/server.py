@@ -18,7 +18,6 @@ import sys
 import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import client
 
@@ -45,6 +44,8 @@ OURS = str(Path(__file__).resolve().parent.parent.parent)
 USUAL = dict(os.environ)
 SITUATION = client.situation()
 SESSION = os.getsid(0)
+LOG = USUAL.get("ZYGOTE_LOG")
+"""A file for a line about each command: whether a fork runs it, and if not, for what."""
 INSTALLED = [path for path in sys.path[1:] if path not in USUAL.get("PYTHONPATH", "").split(os.pathsep)]
 
 
@@ -105,10 +106,21 @@ class Command:
 def answer_to(command: Command, whole: bool) -> str:
     """Return `fork` where that is as good as a real process, `bare` where it is from that socket, else `real`."""
     differs = command.differs()
-    others = {name for name in differs if not name.startswith(HUBS)}
-    if others or command.situation != SITUATION or command.groups[0] not in (0, SESSION):
-        return "real"
-    return "bare" if whole and differs else "fork"
+    others = sorted(name for name in differs if not name.startswith(HUBS))
+    others += [str(new) for new, own in zip(command.situation, SITUATION, strict=True) if new != own]
+    others += ["the session"] if command.groups[0] not in (0, SESSION) else []
+    answer = "real" if others else "bare" if whole and differs else "fork"
+    if LOG and answer != "bare":
+        with Path(LOG).open("a", encoding="utf-8") as file:
+            print(
+                answer,
+                *others,
+                USUAL.get("PYTEST_XDIST_WORKER", ""),
+                command.environment.get("PYTEST_CURRENT_TEST"),
+                *command.words,
+                file=file,
+            )
+    return answer
 
 
 def load(modules: tuple[str, ...]) -> None:
