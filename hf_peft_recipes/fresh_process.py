@@ -12,7 +12,7 @@ from hf_peft_recipes import supervision
 from hf_peft_recipes.errors import PreemptedError
 
 _LAUNCHED = (*supervision.OF_LAUNCHERS, *supervision.OF_WORKERS)
-_INSTALLED_MODULE = ("-P", "-m")
+_MODULE = ("-P", "-m")
 """Not the working folder's modules: a data set may lie there, and be anybody's."""
 _STARVED = (
     "out of memory", "outofmemory", "can't allocate memory", "cannot allocate memory", "memoryerror", "bad_alloc",
@@ -44,7 +44,7 @@ def run_module(module: str, *words: str, paths: Sequence[str] = ()) -> Finished:
     Raises:
         PreemptedError: this process was asked to end; so was that one, and it has ended.
     """
-    command = [sys.executable, *_INSTALLED_MODULE, module, *words]
+    command = [sys.executable, *_MODULE, module, *words]
     process = subprocess.Popen(
         command, env=_environment(paths), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -61,7 +61,7 @@ def start_verb(*words: str, log: Path) -> Started:
     """
     with log.open("wb") as file:
         return subprocess.Popen(
-            [sys.executable, *_INSTALLED_MODULE, "hf_peft_recipes", *words], env=_environment(), stdin=subprocess.DEVNULL,
+            [sys.executable, *_MODULE, "hf_peft_recipes", *words], env=_environment(), stdin=subprocess.DEVNULL,
             stdout=file, stderr=file,
         )  # fmt: skip
 
