@@ -12,7 +12,7 @@ from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.fingerprint import FINGERPRINT_FILE, Fingerprint, fingerprint, local_reader
 from hf_peft_recipes.heads import find_head
 from hf_peft_recipes.results import write_text
-from hf_peft_recipes.sharding import trained_tensors, whole_state
+from hf_peft_recipes.sharding import rounded, trained_tensors, whole_state
 from hf_peft_recipes.spec import ResolvedRecipe
 
 _CARD = "README.md"
@@ -33,6 +33,8 @@ def save(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path, is_m
     tensors = whole_state(model)
     if tensors is None:
         _round_heads(model)
+    else:
+        tensors = rounded(model, tensors)
     if is_main:
         _write(model, renderer, recipe, folder, tensors)
     if not is_main and tensors is None:
