@@ -14,7 +14,7 @@ from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.fingerprint import FINGERPRINT_FILE, Fingerprint, fingerprint, local_reader
 from hf_peft_recipes.heads import find_head
 from hf_peft_recipes.results import open_weights, write_text
-from hf_peft_recipes.sharding import trained_tensors, whole_state
+from hf_peft_recipes.sharding import rounded, trained_tensors, whole_state
 from hf_peft_recipes.spec import ResolvedRecipe
 
 
@@ -38,6 +38,8 @@ def save(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path, is_m
         _round_heads(model)
         if not is_main:
             return
+    else:
+        tensors = rounded(model, tensors)
     with beside(folder) if is_main else nullcontext(folder) as partial:
         _save(model, renderer, recipe, partial, tensors, is_main)
 

@@ -115,11 +115,16 @@ def whole_state(model: Any) -> dict[str, torch.Tensor] | None:
         for name, tensor in model.state_dict().items():
             full = whole(parameters.get(name, tensor)) if name in written else tensor
             state[name] = full.detach().cpu().clone() if name in written else tensor
-    return _rounded(model, state)
+    return state
 
 
-def _rounded(model: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the state with modules that train whole in the base's dtype, into which a client loads them."""
+def rounded(model: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the state with modules that train whole in the base's dtype, into which a client loads them.
+
+    Args:
+        model: of transformers, or of PEFT.
+        state: as `whole_state` returns it; it is changed.
+    """
     from peft.utils import ModulesToSaveWrapper
 
     for path, module in model.named_modules():
