@@ -4,11 +4,13 @@ A scheduler sends a signal and some time later kills. What is loaded, scored or 
 after the step that it is at, with a checkpoint. So the block that trains is `deferred`, and asks between two steps.
 """
 
+import math
 import os
 import re
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,11 +19,14 @@ from hf_peft_recipes.errors import PreemptedError, UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """What schedulers and terminals send; Slurm's `--signal=USR1@600` is the third."""
+CLOCKS = signal.SIGUSR1
+"""The one that this process sends itself when its time is over."""
 SAME_PRESS_SECONDS = 1.0
 """A terminal and a launcher both hand on one Ctrl-C: what comes sooner is the same one."""
 STARTED_VARIABLE = "HF_PEFT_RECIPES_STARTED"
 """Set for processes that are started on behalf of another: since when its time counts, in seconds since 1970."""
 
+_POLL_SECONDS = 0.5
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _DURATION = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in _UNITS))
 
@@ -39,15 +44,26 @@ class _Watch:
         """Forget what was asked."""
         self.reason = ""
         """Why the process is to end; empty while nobody has asked."""
-        self.told_at = 0.0
-        """When an error was raised for it; 0 where none was."""
+        self.raised: weakref.ref[PreemptedError] | None = None
+        """The error that was made of it; it is gone where something has swallowed it."""
         self.interrupted_at = 0.0
         self.limit = ""
         """The time limit that has passed, in words."""
         self.stage = ""
         """What is being done, as in `while loading`."""
 
+    @property
+    def is_told(self) -> bool:
+        """Return whether the error is on its way, or has arrived."""
+        return self.raised is not None and self.raised() is not None
+
+    @property
+    def is_lost(self) -> bool:
+        """Return whether the error was raised, and the block goes on all the same."""
+        return self.raised is not None and not self.is_told and bool(self.depth) and not self.deferrals
+
     def error(self) -> PreemptedError:
+        """Return a new error."""
         return answer(f"preempted{self.stage and f' {self.stage}'} ({self.reason})", self.reason)
 
 
@@ -100,30 +116,42 @@ def watching(max_seconds: float | None = None, spent_seconds: float = 0.0) -> It
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    former = {}
-    if _watch.depth == 0:
-        # The time limit comes as SIGUSR1.
-        limited = () if max_seconds is None else (signal.SIGUSR1,)
-        wanted = [one for one in SIGNALS if one in limited or signal.getsignal(one) is not signal.SIG_IGN]
-        former = {one: signal.signal(one, _asked) for one in wanted}
-    _watch.depth += 1
-    timer = None
-    if max_seconds is not None:
-        timer = threading.Timer(max(0.0, max_seconds - spent_seconds), _expire, [max_seconds])
-        timer.daemon = True
-        timer.start()
+    former, stop = {}, threading.Event()
+    ends_at = math.inf if max_seconds is None else time.monotonic() + max_seconds - spent_seconds
+    limit = "" if max_seconds is None else f"time limit of {shown_duration(max_seconds)}"
+    clock = threading.Thread(target=_keep_time, args=(stop, ends_at, limit), daemon=True)
+    # Neither beginning nor end is to be cut short.
+    _watch.deferrals += 1
     try:
-        yield
+        if _watch.depth == 0:
+            # The clock sends SIGUSR1.
+            wanted = [one for one in SIGNALS if one is CLOCKS or signal.getsignal(one) is not signal.SIG_IGN]
+            former = {one: signal.signal(one, _asked) for one in wanted}
+        _watch.depth += 1
+        clock.start()
+        with _listening():
+            yield
     finally:
-        if timer:
-            timer.cancel()
-            # Its signal must not come once nobody listens: it would end the process.
-            timer.join()
+        stop.set()
+        # Its signal must not come once nobody listens: it would end the process.
+        clock.join()
         _watch.depth -= 1
         for one, handler in former.items():
             signal.signal(one, handler)
         if _watch.depth == 0:
             _watch.clear()
+        _watch.deferrals -= 1
+
+
+@contextmanager
+def _listening() -> Iterator[None]:
+    _watch.deferrals -= 1
+    try:
+        if _watch.reason and not _watch.is_told and not _watch.deferrals:
+            raise _watch.error()
+        yield
+    finally:
+        _watch.deferrals += 1
 
 
 @contextmanager
@@ -140,7 +168,7 @@ def deferred() -> Iterator[None]:
     finally:
         _watch.deferrals -= 1
     # Another error may have taken the place of what was asked before: it must not be lost over this.
-    if _watch.reason and not asked_before and not _watch.told_at and not _watch.deferrals:
+    if _watch.reason and not asked_before and not _watch.is_told and not _watch.deferrals:
         raise _watch.error()
 
 
@@ -156,8 +184,14 @@ def answer(message: str, reason: str) -> PreemptedError:
         message: of the error.
         reason: as `requested` gives it.
     """
-    _watch.told_at = time.monotonic()
-    return PreemptedError(message, reason)
+    error = PreemptedError(message, reason)
+    _watch.raised = weakref.ref(error)
+    return error
+
+
+def settle() -> None:
+    """Note that what was asked is being done without an error: the block is about to end."""
+    _watch.raised = None
 
 
 def doing(stage: str) -> None:
@@ -178,10 +212,18 @@ def shown_duration(seconds: float) -> str:
     return "".join(parts) or f"{seconds:g}s"
 
 
-def _expire(max_seconds: float) -> None:
-    """Ask the main thread to end; a signal wakes it from whatever it waits for."""
-    _watch.limit = f"time limit of {shown_duration(max_seconds)}"
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+def _keep_time(stop: threading.Event, ends_at: float, limit: str) -> None:
+    """Ask the main thread to end when its time is over, and again where the error was swallowed.
+
+    What is raised in a finalizer is lost, and some libraries catch all that is raised while they are imported.
+    """
+    while not stop.wait(max(0.0, min(_POLL_SECONDS, ends_at - time.monotonic()))):
+        is_over = time.monotonic() >= ends_at
+        if is_over:
+            _watch.limit, ends_at = limit, math.inf
+        if is_over or _watch.is_lost:
+            # A signal wakes it from whatever it waits for.
+            signal.pthread_kill(threading.main_thread().ident or 0, CLOCKS)
 
 
 def _asked(number: int, frame: FrameType | None) -> None:
@@ -192,8 +234,7 @@ def _asked(number: int, frame: FrameType | None) -> None:
             raise KeyboardInterrupt
         _watch.interrupted_at = _watch.interrupted_at or now
     if not _watch.reason:
-        limit = _watch.limit if number == signal.SIGUSR1 else ""
+        limit = _watch.limit if number == CLOCKS else ""
         _watch.reason = limit or signal.Signals(number).name
-    # What is raised inside a finalizer is lost: who asks again is heard again, but for the echo of one request.
-    if not _watch.deferrals and (not _watch.told_at or now - _watch.told_at >= SAME_PRESS_SECONDS):
+    if not _watch.deferrals and not _watch.is_told:
         raise _watch.error()

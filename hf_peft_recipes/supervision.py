@@ -179,6 +179,7 @@ def launch_workers(options: Sequence[str], environment: Mapping[str, str]) -> in
             except PreemptedError as asked:
                 with preemption.deferred():
                     _hand_on(process, folder, _signal_of(asked))
+                    preemption.settle()
         finally:
             if process.poll() is None:
                 _insist(process, folder)
