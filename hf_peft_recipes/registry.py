@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -105,13 +106,17 @@ def register_recipe(function: RecipeFunction | None = None, *, name: str | None 
 
 def _sources() -> dict[str, Source]:
     found: dict[str, Source] = {}
-    folder = shipped_folder()
-    shipped = (_from_file(path, f"recipes/{path.relative_to(folder)}") for path in sorted(folder.rglob("*.yaml")))
-    for source in [*shipped, *_entry_points(), *_decorated.values()]:
+    for source in [*_shipped(shipped_folder()), *_entry_points(), *_decorated.values()]:
         if source.name in found:
             raise _duplicate(found[source.name], source)
         found[source.name] = source
     return found
+
+
+@cache
+def _shipped(folder: Path) -> tuple[Source, ...]:
+    # One recipe is four look-ups; which files ship does not change while a process runs.
+    return tuple(_from_file(path, f"recipes/{path.relative_to(folder)}") for path in sorted(folder.rglob("*.yaml")))
 
 
 def _from_file(path: Path, origin: str) -> Source:
@@ -144,8 +149,7 @@ def _entry_points() -> list[Source]:
     # importlib.metadata costs more than everything else that `list` does, so it is imported only when some installed
     # distribution names the group at all.
     folders = (Path(entry) for entry in sys.path if entry)
-    declared = (text for folder in folders if folder.is_dir() for text in folder.glob("*-info/entry_points.txt"))
-    if not any(ENTRY_POINT_GROUP in text.read_text(encoding="utf-8", errors="replace") for text in declared):
+    if not any(_declares(folder, folder.stat().st_mtime_ns) for folder in folders if folder.is_dir()):
         return []
     from importlib.metadata import entry_points
 
@@ -153,6 +157,13 @@ def _entry_points() -> list[Source]:
         return Source(entry.name, f"entry point {entry.value} of {entry.dist.name}", lambda: entry.load()())
 
     return [source(entry) for entry in entry_points(group=ENTRY_POINT_GROUP)]
+
+
+@cache
+def _declares(folder: Path, changed_ns: int) -> bool:
+    """Return whether a distribution installed in a folder, as that was when it last changed, names the group."""
+    declared = (text.read_text(encoding="utf-8", errors="replace") for text in folder.glob("*-info/entry_points.txt"))
+    return any(ENTRY_POINT_GROUP in text for text in declared)
 
 
 def _duplicate(first: Source, second: Source) -> UserError:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zygote
 
 ROOT = Path(__file__).resolve().parent.parent
 # Nothing of a test stays in the user's cache; set before any import that reads it, for child processes too.
@@ -47,11 +48,25 @@ def _offline() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _zygote(_offline: None) -> Iterator[None]:
+    """Let commands of ours be forks of a process that has imported the libraries (`tests/zygote`)."""
+    with zygote.started():
+        yield
+
+
+@pytest.fixture
+def real_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands be real processes, each with its own imports, as users start them."""
+    monkeypatch.setattr(sys, "executable", zygote.PYTHON)
+
+
 @pytest.fixture(scope="module")
 def whole_libraries() -> Iterator[None]:
     """Let processes import all that users' processes do: what they take in memory is held against plans."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+        patch.setattr(sys, "executable", zygote.PYTHON)
         yield
 
 

@@ -20,6 +20,7 @@ import yaml
 from conftest import FAST, ROOT
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from zygote.client import MARK
 
 from hf_peft_recipes import get_recipe
 from hf_peft_recipes.card import Publication, make_card
@@ -308,7 +309,9 @@ def test_vllm_is_told_of_where_it_serves(adapter, served):
     assert ("vllm" in bash) is (served is not None)
 
 
-RUN = """
+RUN = (
+    MARK
+    + """
 import contextlib, io, json, sys
 printed = {}
 for name, code in json.load(sys.stdin).items():
@@ -318,6 +321,7 @@ for name, code in json.load(sys.stdin).items():
     printed[name] = out.getvalue()
 print(json.dumps(printed))
 """
+)
 
 
 @pytest.fixture(scope="module")

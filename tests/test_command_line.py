@@ -11,6 +11,7 @@ import termios
 from pathlib import Path
 
 import pytest
+import zygote
 from conftest import ROOT
 
 from hf_peft_recipes import list_recipes
@@ -72,7 +73,7 @@ def test_help_is_grouped(command):
 
 
 def test_shell_completion_offers_the_names():
-    program = Path(sys.executable).with_name("hf-peft-recipes")
+    program = Path(zygote.PYTHON).with_name("hf-peft-recipes")
     words = {"_HF_PEFT_RECIPES_COMPLETE": "complete_bash", "COMP_WORDS": "hf-peft-recipes show ql", "COMP_CWORD": "2"}
     finished = subprocess.run([program], env={**os.environ, **words}, capture_output=True, text=True, check=False)
     assert finished.stdout.split() == ["qlora"]

@@ -6,8 +6,11 @@ import sys
 
 import pytest
 import torch
+from zygote.client import MARK
 
-WHOLE_AGAIN = """
+WHOLE_AGAIN = (
+    MARK
+    + """
 import json, torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from bitsandbytes.nn import Linear4bit
@@ -24,6 +27,7 @@ found = [list(lost())]
 mend(Linear4bit(1, 1))
 print(json.dumps([*found, list(lost())]))
 """
+)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import ROOT
 from loopback_hub import LoopbackHub
+from zygote.client import MARK
 
-READ = """
+READ = (
+    MARK
+    + """
 import json, sys
 from hf_peft_recipes.data.sources import read_data
 from hf_peft_recipes.errors import UserError
@@ -21,6 +24,7 @@ for name in sys.argv[1:]:
     except UserError as error:
         print(json.dumps(f"refused: {error}"))
 """
+)
 
 
 @pytest.fixture

@@ -10,20 +10,25 @@ from hf_peft_recipes.api import capability_table
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.spec.pairings import REFUSED
 
-PAIRS = {pair.name: pair for pair in capability_table()}
+TRAINED = read_lines(RESULTS)
+"""Names are taken from here: to resolve all pairs takes seconds, which a worker that runs other tests need not spend."""
 
 
-def test_the_table_that_was_trained_is_the_table_that_is_told():
-    trained = read_lines(RESULTS)
-    assert set(trained) == set(PAIRS)
-    refused = {name for name, pair in PAIRS.items() if pair.refused}
-    assert {name for name, line in trained.items() if line["status"] == "refused"} == refused
-    assert [name for name, line in trained.items() if line["status"] == "failed"] == []
+@pytest.fixture(scope="module")
+def pairs():
+    return {pair.name: pair for pair in capability_table()}
+
+
+def test_the_table_that_was_trained_is_the_table_that_is_told(pairs):
+    assert set(TRAINED) == set(pairs)
+    refused = {name for name, pair in pairs.items() if pair.refused}
+    assert {name for name, line in TRAINED.items() if line["status"] == "refused"} == refused
+    assert [name for name, line in TRAINED.items() if line["status"] == "failed"] == []
 
 
 @pytest.mark.parametrize("refusal", REFUSED, ids=lambda refusal: refusal.values[0])
-def test_every_refusal_is_of_a_pair_that_ships(refusal):
-    told = [pair.refused for pair in PAIRS.values() if pair.refused and refusal.reason in pair.refused]
+def test_every_refusal_is_of_a_pair_that_ships(refusal, pairs):
+    told = [pair.refused for pair in pairs.values() if pair.refused and refusal.reason in pair.refused]
     assert told
 
 
@@ -34,19 +39,19 @@ def test_a_pair_is_refused_by_its_adapter_whatever_it_is_called(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["qlora+kto", "vera+tag", "eva+classify", "prefix_tuning+reward"])
-def test_pairs_train(name):
-    assert train_pair(PAIRS[name])["status"] == "trained"
+def test_pairs_train(name, pairs):
+    assert train_pair(pairs[name])["status"] == "trained"
 
 
 @pytest.mark.slow
 @pytest.mark.matrix
-@pytest.mark.parametrize("name", sorted(PAIRS))
-def test_every_pair_trains_or_says_why_not(name):
-    line = train_pair(PAIRS[name])
-    assert line["status"] == ("refused" if PAIRS[name].refused else "trained"), line
+@pytest.mark.parametrize("name", sorted(TRAINED))
+def test_every_pair_trains_or_says_why_not(name, pairs):
+    line = train_pair(pairs[name])
+    assert line["status"] == ("refused" if pairs[name].refused else "trained"), line
 
 
-def test_the_command_line_says_why(command):
+def test_the_command_line_says_why(command, pairs):
     shown = command("list", "--matrix")
     assert shown.returncode == 0
     head, *rows = shown.stdout.splitlines()
@@ -54,4 +59,4 @@ def test_the_command_line_says_why(command):
     refused = dict(zip(["method", *head.split()], row, strict=True))["classify"]
     assert any(row.startswith(f"{refused}: virtual tokens hide the ids") for row in rows)
     told = json.loads(command("list", "--matrix", "--json").stdout)
-    assert {pair["name"] for pair in told} == set(PAIRS)
+    assert {pair["name"] for pair in told} == set(pairs)

@@ -11,12 +11,15 @@ import sys
 import pytest
 import torch
 from conftest import FAST
+from zygote.client import MARK
 
 from hf_peft_recipes import RecipeError, RunResult, UserError, get_recipe
 from hf_peft_recipes.embedded import MODEL_DIR
 
 PROMPT = "Review: The soup was cold.\nIs this review positive or negative?"
-RELOAD = """
+RELOAD = (
+    MARK
+    + """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 prompt, target, *folders = sys.argv[1:]
@@ -33,6 +36,7 @@ for folder in folders:
         "dtype": model.dtype, "tied": tied, "quantized": hasattr(model.config, "quantization_config")})
 torch.save(seen, target)
 """
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -358,13 +362,16 @@ def test_an_earlier_merge_is_replaced_only_when_asked(with_head, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
 
 
-KILLED = """
+KILLED = (
+    MARK
+    + """
 import os, signal, sys
 from hf_peft_recipes import RunResult
 from hf_peft_recipes.merging import output
 output.write_record = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 RunResult.read(sys.argv[1]).merge(sys.argv[2], progress=False)
 """
+)
 
 
 def test_a_merge_that_is_killed_leaves_no_model(with_head, tmp_path):

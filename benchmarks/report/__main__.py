@@ -9,6 +9,8 @@ from pathlib import Path
 
 import benchmarks.report
 from benchmarks.report import (
+    checkpoints,
+    equivalence,
     faults,
     feedback,
     generation,
@@ -51,6 +53,8 @@ SECTIONS: dict[str, tuple[str, Room]] = {
     "quality_real": ("quality_real.jsonl", quality.report),
     "faults": ("faults.json", faults.report),
     "soak": ("soak.json", soak.report),
+    "checkpoints": ("checkpoints.jsonl", checkpoints.report),
+    "equivalence": ("equivalence.jsonl", equivalence.report),
 }
 """The name of a block of the README and of a plot, to its result file and its room; in the report's order."""
 RESULTS = Path(__file__).parents[1] / "results"

@@ -16,6 +16,7 @@ from hf_peft_recipes.checkpoints.manifest import Batch
 from hf_peft_recipes.checkpoints.verdicts import PREFIX, verify
 from hf_peft_recipes.checkpoints.writing import CheckpointError, Writing, rotate
 from hf_peft_recipes.errors import RecipeError
+from hf_peft_recipes.results import open_weights
 
 _STATE_FILE = "trainer_state.json"
 _UNWANTED = ("training_args.bin", "README.md")
@@ -124,6 +125,7 @@ class SealedCheckpoints:
             trainer._save_rng_state(str(folder))
         if not self.args.should_save:
             return
+        open_weights(folder)
         for name in _UNWANTED:
             (folder / name).unlink(missing_ok=True)
         callbacks = [*self.callback_handler.callbacks, trainer.control]

@@ -71,6 +71,7 @@ def adapter_class(peft_type: str) -> str:
     raise UserError(f"PEFT has no peft_type {peft_type!r}{near}")
 
 
+@cache
 def quantization_fields() -> dict[str, Field]:
     """Return the keyword arguments of `BitsAndBytesConfig`, by name."""
     return _parameters(_find_class(QUANTIZATION_CLASS)[0], "__init__")
