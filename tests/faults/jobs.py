@@ -26,8 +26,8 @@ from .sweep import PHASES, Fault, Outcome, Sweep
 
 _NEW_USER, _NEW_MOUNTS = 0x10000000, 0x00020000
 """CLONE_NEWUSER and CLONE_NEWNS of linux/sched.h."""
-_READ_ONLY, _REMOUNT = 1, 32
-"""MS_RDONLY and MS_REMOUNT of linux/mount.h."""
+_REMOUNT = 32
+"""MS_REMOUNT of linux/mount.h."""
 _HOURS = 12 * 3600.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -155,9 +155,7 @@ def scarce_disk(scratch: str, place: str, megabytes: float, read_only_from: int 
         _own_namespace()
         _mount(mounted, 0, f"size={int(megabytes * 2**20)}")
         folder = mounted / "out"
-        callbacks = (
-            [_at_step(read_only_from, lambda: _mount(mounted, _REMOUNT | _READ_ONLY, ""))] if read_only_from else []
-        )
+        callbacks = [_at_step(read_only_from, lambda: Shim().arm(folder, "read only", 1))] if read_only_from else []
         first = forked(command(folder, callbacks=callbacks))
         wrong = state_problems(folder, {None, *found.checkpoints}, found)
         record = folder / "result.json"

@@ -28,7 +28,7 @@ enum operation { OPEN, WRITE, TRUNCATE, SYNC, RENAME, UNLINK, MKDIR, MODE, CLOSE
 static const char *const NAMES[] = {"open", "write", "truncate", "sync", "rename", "unlink", "mkdir", "mode", "close"};
 
 /* The order is that of shim.KINDS. */
-enum kind { COUNT, NO_SPACE, IO_ERROR, SHORT, FULL, KILL, KILL_HALFWAY, POWER, POWER_DATA };
+enum kind { COUNT, NO_SPACE, IO_ERROR, SHORT, FULL, KILL, KILL_HALFWAY, POWER, POWER_DATA, READ_ONLY };
 enum verdict { GO, FAIL, HALF, HALF_THEN_KILL };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -272,6 +272,7 @@ static enum verdict next(enum operation operation, const char *path, long size) 
         if (real_write(log_handle, line, length) != length) abort();
     }
     if (full && takes_space(operation)) verdict = FAIL, errno = ENOSPC;
+    if (kind == READ_ONLY && number >= at) verdict = FAIL, errno = EROFS;
     if (number == at) switch (kind) {
         case NO_SPACE:
             verdict = FAIL, errno = ENOSPC;

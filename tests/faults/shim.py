@@ -19,10 +19,11 @@ KINDS = {
     "kill in a write": {"write"},
     "power loss": _ALL,
     "power loss, names kept": _ALL,
+    "read only": _ALL,
 }
 """A kind of fault to the operations that it can hit; in the order of the shim's enumeration.
 
-`no space` and `io error` are of one operation alone; `disk full` holds from then on. Each loss of power is the harshest
+`no space` and `io error` are of one operation alone; `disk full` and `read only` hold from then on. Each loss of power is the harshest
 that POSIX allows: contents that were not synced are gone, and names of files that their folder was not synced for.
 """
 DEADLY = {"kill", "kill in a write", "power loss", "power loss, names kept"}

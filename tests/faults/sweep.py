@@ -23,7 +23,7 @@ STAYS_FULL = "disk full to the end"
 """As `disk full`, and it does not get better with the end of the phase."""
 DISK = 12
 """The exit code that tells of a disk that cannot be written."""
-ALL_KINDS = [*[kind for kind in KINDS if kind != "count"], STAYS_FULL]
+ALL_KINDS = [*[kind for kind in KINDS if kind not in ("count", "read only")], STAYS_FULL]
 PHASES = ["beginning", *[f"checkpoint {step}" for step in range(EVERY, STEPS + 1, EVERY)], "finishing"]
 
 

@@ -277,7 +277,7 @@ def words(scratch):
         "data.validation_rows": 4,
         "evaluation.max_rows": 2,
         "evaluation.task": "text",
-        "target_modules": "q_proj",
+        "target_modules": json.dumps(SETTINGS["target_modules"]),
     }
     del told["data.validation_size"]
     return [
