@@ -1,23 +1,32 @@
-"""Two commands for a fresh machine with Python 3.11 or newer and nothing else, from a clone of the repository:
+"""Commands for a fresh machine with Python 3.11 or newer and nothing else, from a clone of the repository:
 
     python3 develop.py demo    set up, and train, evaluate and try the embedded demo
     python3 develop.py test    set up, and run every check: lint, types, import layers, tests
+    python3 develop.py audit   look up the versions of constraints.txt among the known vulnerabilities
 
-Both work in a virtual environment of their own (`.venv`), with the versions of `constraints.txt`. It is made once, and
-again when `constraints.txt` or `pyproject.toml` change. Further words are handed on: `develop.py test -k registry`.
+The first two work in a virtual environment of their own (`.venv`), with the versions of `constraints.txt`. It is made
+once, and again when `constraints.txt` or `pyproject.toml` change. Further words are handed on: `develop.py test -k
+registry`.
 """
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 import venv
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
 PYTHON = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin") / "python"
 STAMP = ENVIRONMENT / "installed-for"
+AUDITOR = ROOT / ".venv-audit"
+VULNERABILITIES = "https://api.osv.dev/v1/vulns/PYSEC-2019-41"
+"""One of those that the service has always known, to see whether it can be asked."""
 
 
 def run(*command: str | Path) -> None:
@@ -65,14 +74,70 @@ def test(words: list[str]) -> None:
     run(PYTHON, "-m", "pytest", *shared, *words)
 
 
+def audit(words: list[str]) -> None:
+    """Look up what is pinned among the known vulnerabilities; leave with 1 where there is one.
+
+    Without a network nothing fails: a line says that nothing was looked up.
+    """
+    try:
+        with urllib.request.urlopen(VULNERABILITIES, timeout=10) as answer:
+            json.load(answer)
+    except (OSError, ValueError) as error:
+        print(
+            f"not audited: {VULNERABILITIES} cannot be asked from here ({error}); see SECURITY.md for the step by hand"
+        )
+        return
+    if not AUDITOR.is_dir():
+        venv.create(AUDITOR, with_pip=True)
+        run(AUDITOR / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check", "pip-audit")
+    command = [AUDITOR / "bin" / "pip-audit", "-r", ROOT / "constraints.txt", "--no-deps", "--disable-pip", "-s", "osv"]
+    asked = [*map(str, command), "-f", "json", "--progress-spinner", "off", *words]
+    finished = subprocess.run(asked, capture_output=True, text=True, check=False)
+    try:
+        code, lines = audited(json.loads(finished.stdout))
+    except ValueError:
+        said = (finished.stderr.strip().splitlines() or ["no report"])[-1]
+        # The service went away in the middle, which proves nothing either way.
+        code, lines = int("ConnectionError" not in said), [f"not audited: pip-audit: {said}"]
+    print("\n".join(lines))
+    if code:
+        sys.exit(code)
+
+
+def audited(report: dict[str, Any]) -> tuple[int, list[str]]:
+    """Return exit code and lines of what pip-audit reports: 1 where a version is vulnerable.
+
+    A version that could not be looked up is said, and no proof of anything.
+
+    Args:
+        report: pip-audit's, as JSON.
+    """
+    packages = report["dependencies"]
+    skipped = [package["name"] for package in packages if "skip_reason" in package]
+    lines = [
+        f"vulnerable: {package['name']} {package['version']}: {one['id']}, mended in {', '.join(one['fix_versions'])}"
+        for package in packages
+        for one in package.get("vulns", ())
+    ]
+    code = 1 if lines else 0
+    if skipped:
+        lines.append(
+            f"not audited: {len(skipped)} of {len(packages)} could not be looked up ({', '.join(skipped[:5])} …)"
+        )
+    if not lines:
+        lines.append(f"audited: {len(packages)} versions of constraints.txt, none of them known to be vulnerable")
+    return code, lines
+
+
 def main() -> None:
     """Read the command line."""
-    commands = {"demo": demo, "test": test}
+    commands = {"demo": demo, "test": test, "audit": audit}
     if sys.version_info < (3, 11):  # noqa: UP036 - this is the script that meets an old Python
         sys.exit("Python 3.11 or newer is needed")
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         sys.exit(__doc__)
-    set_up()
+    if sys.argv[1] != "audit":
+        set_up()
     commands[sys.argv[1]](sys.argv[2:])
 
 

@@ -20,12 +20,14 @@ _ROOMS = {
     "list_recipes": "hf_peft_recipes.api",
     "pull": "hf_peft_recipes.api",
     "register_recipe": "hf_peft_recipes.registry",
+    "PreemptedError": "hf_peft_recipes.errors",
     "RecipeError": "hf_peft_recipes.errors",
     "UserError": "hf_peft_recipes.errors",
 }
 
 __all__ = [
     "MergeResult",
+    "PreemptedError",
     "PushRequest",
     "Recipe",
     "RecipeError",
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
         list_recipes,
         pull,
     )
-    from hf_peft_recipes.errors import RecipeError, UserError
+    from hf_peft_recipes.errors import PreemptedError, RecipeError, UserError
     from hf_peft_recipes.hub.request import PushRequest
     from hf_peft_recipes.registry import register_recipe
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.pickles import adapter_advice
+from hf_peft_recipes.sharding import shape
 
 
 def adapter_file(folder: Path) -> Path | None:
@@ -18,7 +20,7 @@ def fit_vocabulary(model: Any, tokenizer: Any) -> list[int]:
 
     They begin as transformers draws them, around the mean of the others, and mean nothing until they are trained.
     """
-    known = model.get_input_embeddings().weight.shape[0]
+    known = shape(model.get_input_embeddings().weight)[0]
     if len(tokenizer) <= known:
         return []
     model.resize_token_embeddings(len(tokenizer))
@@ -81,7 +83,7 @@ def load_adapter(base: Any, folder: Path) -> Any:
         UserError: there is no adapter, or it does not fit the base.
     """
     if adapter_file(folder) is None:
-        raise UserError(f"{str(folder)!r} holds no adapter (adapter_model.safetensors)")
+        raise UserError(f"{str(folder)!r} holds no adapter (adapter_model.safetensors){adapter_advice(folder)}")
     from peft import PeftModel
 
     rows = _vocabulary_size(base, folder)
@@ -123,5 +125,5 @@ def _vocabulary_size(base: Any, folder: Path) -> int | None:
                 return int(tensors.get_slice(key).get_shape()[0])
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    size = len(AutoTokenizer.from_pretrained(str(folder)))
+    size = len(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False))
     return size if size > embedding.weight.shape[0] else None

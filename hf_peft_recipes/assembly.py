@@ -9,13 +9,14 @@ from accelerate import PartialState
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from hf_peft_recipes import adapters, launching, lineage, models
+from hf_peft_recipes import adapters, engines, launching, lineage, models
 from hf_peft_recipes.checkpoints.resuming import share_rows
 from hf_peft_recipes.data import Check, Maker, PreparedData
 from hf_peft_recipes.data.longest import longest_rows
 from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.evaluation import heaviest
+from hf_peft_recipes.finite import FiniteGuard, LossSpikes
 from hf_peft_recipes.heads import find_head
 from hf_peft_recipes.launching import World
 from hf_peft_recipes.measure.clock import StepClock
@@ -35,6 +36,7 @@ from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.spec.objectives import objective_facts
 from hf_peft_recipes.speed import speed_up
 from hf_peft_recipes.stopping import BudgetEnd, budget_arguments, stopping_callbacks
+from hf_peft_recipes.trajectory import Trajectory
 
 
 @dataclass
@@ -106,13 +108,25 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     )
     if request.budget:
         stopping.append(BudgetEnd(request.budget, clock.tokens_seen))
-    callbacks = [TrainingProof(facts.is_rewarded, not request.dry_run), clock, *stopping, *request.callbacks]
+    # Before the proof, which takes for granted that gradients are numbers.
+    guard = FiniteGuard()
+    proof = TrainingProof(facts.is_rewarded, not request.dry_run, guard.leaves_out)
+    # The loss of what is rewarded stays about zero, whatever is learned: no leap of it means anything.
+    watching = [guard, proof] if facts.is_rewarded else [guard, proof, LossSpikes()]
+    callbacks = [*watching, clock, *stopping, *request.callbacks]
     rewards = read_rewards(recipe, request.rewards)
     further = {"rewards": rewards} if facts.is_rewarded else {}
     trainer = objective.build_trainer(model, tokenized.renderer.tokenizer, data, arguments, callbacks, **further)
+    asked = engines.read_environment(os.environ)
+    engines.check_came_up(asked, trainer.accelerator, arguments)
+    kind = str(trainer.accelerator.distributed_type.value)
+    world = replace(world, kind=kind, shards=kind in engines.SHARDING)
     method.attach(trainer)
     trust_projectors(str(recipe.value("training.optim")))
+    guard.watch(trainer, data.train)
     clock.watch(trainer)
+    if request.trajectory:
+        Trajectory(request.trajectory).watch(trainer)
     if request.longest:
         _keep_longest(trainer, data, tokenized.renderer, int(evaluation["batch_size"]))
     # Ours is the one bar; upstream's stay silent.
@@ -120,7 +134,8 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     trainer.remove_callback(PrinterCallback)
     if world.is_main and request.progress:
         trainer.add_callback(Progress(lambda: phases.peak_memory_bytes("train") or 0))
-    faster = facts.packs and recipe.value("speed") != "off"
+    # Their shortcuts read weights that a process may hold in part.
+    faster = facts.packs and recipe.value("speed") != "off" and not world.shards
     speed = speed_up(model, detect_device().kind) if faster else []
     phases.lap("load")
     return Prepared(

@@ -18,6 +18,7 @@ from hf_peft_recipes.four_bit import mend
 from hf_peft_recipes.fresh_process import last_words, run_verb
 from hf_peft_recipes.heads import Head, head_of_class
 from hf_peft_recipes.lineage import base_differences, read_config, read_fingerprint
+from hf_peft_recipes.pickles import adapter_advice
 from hf_peft_recipes.results import write_text
 
 STATEMENT_FILE = "certificate.json"
@@ -34,6 +35,9 @@ TOLERANCE = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
 """How far a log-probability may be off, in nats, by the base's dtype: other kernels round differently. On one machine
 the differences seen are those of printing six digits."""
 
+_OF_LOADING = ("dtype", "attn_implementation", "quantization", "num_labels", "id2label", "label2id", "pad_token_id")
+"""What a statement may say of how its model is loaded: what `saving` and the heads write."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -45,7 +49,14 @@ class Check:
 
 
 def state(
-    model: Any, tokenizer: Any, stop_ids: Sequence[int], model_class: str, load: Mapping[str, Any], whole: bool = False
+    model: Any,
+    tokenizer: Any,
+    stop_ids: Sequence[int],
+    model_class: str,
+    load: Mapping[str, Any],
+    whole: bool = False,
+    trained: Mapping[str, Any] | None = None,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Return what the live model says of itself, to be written beside its weights.
 
@@ -56,6 +67,9 @@ def state(
         model_class: name of the transformers class that loads the base.
         load: keyword arguments with which a plain client loads it: `dtype`, `quantization` …
         whole: whether every tensor counts as trained, and not those alone that had gradients.
+        trained: what counts as trained, by name; None for what the model itself holds.
+        precision: the dtype that an engine rounds weights to in every pass, whatever they are kept in; None where none
+            does.
     """
     head = head_of_class(model_class)
     try:
@@ -66,14 +80,16 @@ def state(
             said, autocast = _say(head, model, tokenizer, stop_ids), True
     with _autocast(model, autocast):
         effect = _without_adapter(head, model, said)
+    counted = trained or {name: one for name, one in model.named_parameters() if whole or one.requires_grad}
     return {
         "schema_version": 1,
         "adapter_effect": effect,
         "autocast": autocast,
+        **({"precision": precision} if precision else {}),
         "model_class": model_class,
         "load": dict(load),
         "stop_ids": list(stop_ids),
-        "trained": {name: digest(one) for name, one in model.named_parameters() if whole or one.requires_grad},
+        "trained": {name: digest(one) for name, one in counted.items()},
         "prompts": said,
     }
 
@@ -184,7 +200,9 @@ def _check_all(folder: Path, statement: Mapping[str, Any], checks: list[Check], 
     from transformers import AutoTokenizer
 
     adapter = adapter_file(folder)
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    if adapter is None and not any(folder.glob("*.safetensors")):
+        raise UserError(f"no safetensors{adapter_advice(folder)}")
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     model = _load(folder, statement, adapter is not None)
     if adapter is not None:
         # Only now are the base's files sure to be here.
@@ -200,6 +218,8 @@ def _check_behaviour(
 ) -> None:
     """Append what can be told of the model by what it says."""
     tolerance = TOLERANCE.get(str(statement["load"].get("dtype")), TOLERANCE["bfloat16"])
+    # What was said by weights that an engine had rounded is told apart from what the weights say no better than that.
+    tolerance = max(tolerance, TOLERANCE.get(str(statement.get("precision")), 0.0))
     head = head_of_class(statement["model_class"])
     off = figures["log_probability_difference"] = _difference(head, model, statement["prompts"])
     if hasattr(model, "disable_adapter"):
@@ -223,12 +243,15 @@ def _load(folder: Path, statement: Mapping[str, Any], has_adapter: bool) -> Any:
     import torch
     import transformers
 
-    keywords = dict(statement["load"])
+    # The statement may be anybody's: what it says of loading is looked up by name, and never that code is to be run.
+    keywords = {key: statement["load"][key] for key in _OF_LOADING if key in statement["load"]}
+    keywords |= {"trust_remote_code": False, "use_safetensors": True}
     if quantization := keywords.pop("quantization", None):
         keywords["quantization_config"] = transformers.BitsAndBytesConfig(**quantization)
     if torch.cuda.is_available():
         keywords["device_map"] = {"": 0}
     name = statement["model_class"]
+    head_of_class(name)
     loader = getattr(peft, name.replace("AutoModel", "AutoPeftModel")) if has_adapter else getattr(transformers, name)
     model = loader.from_pretrained(str(folder), **keywords)
     mend(model)

@@ -1,13 +1,12 @@
 """Several processes: what was asked for, what came up, and starting the launcher itself."""
 
 import os
-import subprocess
-import sys
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from hf_peft_recipes import supervision
 from hf_peft_recipes.errors import LaunchError, UserError, did_you_mean
 
 CONFIGS_FOLDER = Path(__file__).parent / "accelerate_configs"
@@ -23,6 +22,9 @@ class World:
     size: int
     kind: str
     """accelerate's name of the engine: `NO`, `MULTI_GPU`, `MULTI_CPU`, `FSDP`, `DEEPSPEED` …"""
+
+    shards: bool = False
+    """Whether a pass through the model takes all processes, each of which may hold a part of it alone."""
 
     @property
     def is_main(self) -> bool:
@@ -67,12 +69,13 @@ def check_world(world: World, environment: Mapping[str, str]) -> None:
             f"in one folder. On a CPU, `--use_cpu true` joins them; see `--accelerate_config ddp`"
         )
     for variable, kind in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DEEPSPEED")):
-        if environment.get(variable, "false").lower() == "true" and world.kind != kind:
+        # On GPUs processes are joined first; what they then work by is known once there is a trainer (`engines`).
+        if environment.get(variable, "false").lower() == "true" and world.kind in ("NO", "MULTI_CPU"):
             raise LaunchError(f"{kind} was asked for and {world.kind} came up; {kind} has no path on this device")
 
 
 def config_path(name: str) -> Path:
-    """Return the file of an accelerate configuration: one that ships (`single`, `ddp`), or the user's own path.
+    """Return the file of an accelerate configuration: one that ships (`ddp`, `fsdp2` …), or the user's own path.
 
     Raises:
         UserError: there is none of that name.
@@ -90,30 +93,62 @@ def config_path(name: str) -> Path:
     return CONFIGS_FOLDER / f"{name}.yaml"
 
 
-def launch(arguments: Sequence[str], num_processes: int, accelerate_config: str | None, on_cpu: bool) -> int:
+MACHINE_FLAGS = ("num_machines", "machine_rank", "main_process_ip", "main_process_port")
+"""Of `accelerate launch`, and of `train`: which machine this is, and where the first one is."""
+
+
+def machine_options(given: Mapping[str, str | int | None]) -> list[str]:
+    """Return the words by which accelerate's launcher is told of several machines.
+
+    Args:
+        given: values by the names of `MACHINE_FLAGS`; None where a flag is not given.
+
+    Raises:
+        UserError: some are given, and one is missing without which machines do not find each other.
+    """
+    named = {name: value for name, value in given.items() if value is not None}
+    machines = int(named.get("num_machines") or 1)
+    missing = [name for name in MACHINE_FLAGS if name not in named] if machines > 1 else []
+    if missing:
+        raise UserError(f"--num_machines {machines} needs --{missing[0]} too")
+    return [word for name, value in named.items() for word in (f"--{name}", str(value))]
+
+
+def launch(
+    arguments: Sequence[str],
+    num_processes: int,
+    accelerate_config: str | None,
+    on_cpu: bool,
+    command: Sequence[str],
+    options: Sequence[str] = (),
+    num_machines: int = 1,
+) -> int:
     """Run `python -m hf_peft_recipes` with `arguments` in several processes; return the exit code.
 
     Args:
         arguments: words of the command line, without those that concern the launch.
-        num_processes: how many processes to start on this machine.
+        num_processes: how many processes to start, on all machines together.
         accelerate_config: name or path of an accelerate configuration; None takes `single` for one process, else `ddp`.
         on_cpu: whether the processes are to work together over gloo on the CPU.
+        command: the words as the user gave them, for the run's record.
+        options: further words for accelerate's launcher, as `machine_options` makes them.
+        num_machines: that share the processes out among them.
 
     Raises:
-        UserError: no such configuration, or fewer than one process.
+        UserError: no such configuration, or fewer than one process a machine.
     """
     if num_processes < 1:
         raise UserError(f"--num_processes {num_processes}: at least 1 is wanted")
+    if num_processes % num_machines:
+        raise UserError(
+            f"--num_processes {num_processes} is the number on all {num_machines} machines, each of which has as many"
+        )
     path = config_path(accelerate_config or ("single" if num_processes == 1 else "ddp"))
     environment = {**os.environ, ASKED_VARIABLE: str(num_processes)}
+    environment[supervision.COMMAND_VARIABLE] = shlex.join(command)
     if on_cpu:
         environment["ACCELERATE_USE_CPU"] = "true"
     # Threads of several processes on the same cores hinder each other.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
-    options = ["--config_file", str(path), "--num_processes", str(num_processes)]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", "hf_peft_recipes", *arguments]
-    return _exit_code(subprocess.run(command, env=environment, check=False))
-
-
-def _exit_code(finished: Any) -> int:
-    return int(finished.returncode) if finished.returncode >= 0 else 128 - int(finished.returncode)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) * num_machines // num_processes)))
+    words = ["--config_file", str(path), "--num_processes", str(num_processes), *options]
+    return supervision.launch_workers([*words, "-m", "hf_peft_recipes", *arguments], environment)

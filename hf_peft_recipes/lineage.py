@@ -10,6 +10,7 @@ from hf_peft_recipes import models
 from hf_peft_recipes.adapters import adapter_file
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.fingerprint import FINGERPRINT_FILE, Fingerprint, differences, fingerprint, from_json, local_reader
+from hf_peft_recipes.pickles import adapter_advice
 from hf_peft_recipes.spec import Entry, ResolvedRecipe
 from hf_peft_recipes.spec.entries import GIVEN
 
@@ -60,7 +61,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{str(folder)!r} holds a whole model, no adapter; go on with it by --model {folder}")
     path = folder / "adapter_config.json"
     if not path.is_file() or adapter_file(folder) is None:
-        raise UserError(f"{str(folder)!r} holds no adapter (adapter_config.json, adapter_model.safetensors)")
+        raise UserError(
+            f"{str(folder)!r} holds no adapter (adapter_config.json, adapter_model.safetensors){adapter_advice(folder)}"
+        )
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return config
 

@@ -1,13 +1,15 @@
 """The model of a run: tokenizer, base weights, quantisation and adapter, from safetensors only."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_peft_recipes import collector, four_bit
+from hf_peft_recipes import collector, four_bit, pickles
 from hf_peft_recipes.embedded import EMBEDDED
 from hf_peft_recipes.errors import UserError, did_you_mean
+from hf_peft_recipes.sharding import size
 
 _CONFIG_KEYS = ("revision", "trust_remote_code", "subfolder", "cache_dir")
 """What of the section `model` says where files are found, whichever they are."""
@@ -38,14 +40,15 @@ def check_base(model_section: Mapping[str, Any] | None) -> None:
             raise UserError(f"model {name!r}: no such folder{did_you_mean(folder.name, near)}")
         return
     if not folder.is_dir():
-        raise UserError(f"model {name!r} is a file; a folder with config.json and safetensors is wanted")
+        told = f"; {pickles.MODEL_ADVICE}" if pickles.is_pickle(folder) else ""
+        raise UserError(f"model {name!r} is a file; a folder with config.json and safetensors is wanted{told}")
     if (folder / "adapter_config.json").is_file():
         raise UserError(f"model {name!r} holds an adapter; give the base model that it was trained on")
     if not (folder / "config.json").is_file():
         raise UserError(f"model folder {name!r} has no config.json")
     if not any(folder.glob("*.safetensors")):
-        pickled = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt")])
-        hint = f"; {pickled[0]} is a pickle, which can run code: convert it to safetensors" if pickled else ""
+        pickled = pickles.pickles_in(folder)
+        hint = f"; {pickled[0]} is a pickle, and {pickles.MODEL_ADVICE}" if pickled else ""
         raise UserError(f"model folder {name!r} has no weights (*.safetensors){hint}")
 
 
@@ -122,7 +125,7 @@ def _whole_head(model: Any, name: str) -> str:
 
 def _check_drawn(model: Any, names: Collection[str], location: str) -> None:
     """Raise a UserError where a base has too little of what its class wants to be a base of it."""
-    missing = sum(parameter.numel() for name, parameter in model.named_parameters() if name in names)
+    missing = sum(size(parameter) for name, parameter in model.named_parameters() if name in names)
     if missing > MOST_DRAWN * count_parameters(model).total:
         kind = type(model).__name__
         raise UserError(
@@ -194,7 +197,7 @@ def count_parameters(model: Any) -> ParameterCount:
     """Return how many parameters the model has and how many of them train."""
     trainable = total = 0
     for parameter in model.parameters():
-        number = parameter.numel()
+        number = size(parameter)
         if parameter.__class__.__name__ == "Params4bit":
             # Two 4-bit weights share one stored byte.
             number = number * 2 * parameter.element_size()
@@ -264,12 +267,23 @@ def _quantizing(quantization: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_pretrained(auto_class: Any, location: str, what: str, keywords: Mapping[str, Any]) -> Any:
+    # Said outright: without a word on it transformers asks at the terminal, and takes a `y` for leave.
+    given = {"trust_remote_code": False, **keywords}
     try:
         return auto_class.from_pretrained(
-            str(Path(location).expanduser()) if location[:1] == "~" else location, **keywords
+            str(Path(location).expanduser()) if location[:1] == "~" else location, **given
         )
     except (OSError, ValueError, TypeError, ImportError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(
-            f"{what} {location!r} cannot be loaded: {lines[0] if lines else type(error).__name__}"
+            f"{what} {location!r} cannot be loaded: {lines[0] if lines else type(error).__name__}{_advice(str(error))}"
         ) from error
+
+
+def _advice(told: str) -> str:
+    """Return what is to be done where upstream wants code, or has nothing but pickles; empty where it is neither."""
+    if "trust_remote_code" in told:
+        return " (--trust_remote_code true runs that code: read it before)"
+    if re.search(r"file named \S*model\.safetensors", told):
+        return f" If there are pickles (*.bin): {pickles.MODEL_ADVICE}"
+    return ""

@@ -2,19 +2,23 @@
 
 import os
 import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hf_peft_recipes import launching, models
+from hf_peft_recipes import engines, launching, models
 from hf_peft_recipes.budget import Budget
 from hf_peft_recipes.checkpoints.resuming import Resumption, find_resumption
 from hf_peft_recipes.data.loading import read
 from hf_peft_recipes.data.reading import Examples
 from hf_peft_recipes.data.shapes import SHAPES, check_shape
-from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.errors import PreemptedError, UserError, did_you_mean
+from hf_peft_recipes.lock import sole_writer
 from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE, read_result
 from hf_peft_recipes.scorers.rewards import read_rewards
 from hf_peft_recipes.spec import ResolvedRecipe
@@ -40,6 +44,15 @@ _PROMPT_ONLY = "prompt_only"
 
 OPTIMIZER_PACKAGES = {"galore": "galore_torch", "apollo": "apollo_torch"}
 """First word of an optimizer's name to its module; the extra of that name installs it."""
+
+ON_NONFINITE = {
+    "stop": "the run ends, its last good checkpoint stays",
+    "rollback": "it goes back to its last good checkpoint, and leaves that step out",
+}
+ON_OOM = {
+    "halve": "half as many rows at a time, as many a step",
+    "stop": "the run ends",
+}
 
 _TO_LEARN_ANSWERS = {
     "preference": " To train on what was chosen: --data.columns.completion chosen",
@@ -72,6 +85,16 @@ class RunRequest:
     """The caller's reward functions, by the path under which the recipe names them."""
     sources: dict[str, Any] = field(default_factory=dict)
     """The caller's functions that give feedback, by the path under which the recipe names them."""
+    trajectory: Path | None = None
+    """A file that gets a line at each optimizer step: what it was fed, and what came of it."""
+    on_nonfinite: str = "stop"
+    """What becomes of a run where a loss or a gradient is not finite: see `ON_NONFINITE`."""
+    max_rollbacks: int = 3
+    """How often it goes back before it stops all the same."""
+    on_oom: str = "halve"
+    """What becomes of a run where a step does not fit into memory: see `ON_OOM`."""
+    advise: Callable[[], str] = str
+    """Says what would fit into memory, where nothing does."""
     launch: tuple[str, ...] = ()
     """Flags by which the training of each round is started in several processes."""
 
@@ -95,6 +118,8 @@ def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
         LaunchError: the launcher's variables contradict each other.
     """
     launching.check_environment(os.environ)
+    engines.check_recipe(recipe, engines.read_environment(os.environ))
+    check_recovery(recipe, request)
     check_optimizer(recipe)
     output_dir = run_folder(recipe, request)
     if not request.dry_run and launching.rank_from_environment() == 0:
@@ -117,9 +142,52 @@ def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
     return Examined(output_dir, examples, resumption)
 
 
+@contextmanager
+def one_run(request: RunRequest) -> Iterator[None]:
+    """Hold the run's folder against other runs for the block; tell who is asked to end meanwhile how it goes on.
+
+    Args:
+        request: with a folder.
+
+    Raises:
+        UserError: another process holds it.
+        PreemptedError: as the block raises it.
+    """
+    folder, began = request.output_dir, time.time()
+    if request.dry_run or folder is None or launching.rank_from_environment():
+        yield
+        return
+    with sole_writer(folder, "run"):
+        try:
+            yield
+        except PreemptedError as error:
+            path = folder / RESULT_FILE
+            if path.is_file() and (request.resume or path.stat().st_mtime >= began):
+                error.folder = None if read_result(folder)["status"] == "done" else folder
+            raise
+
+
 def run_folder(recipe: ResolvedRecipe, request: RunRequest) -> Path:
     """Return the run's folder: the one that was asked for, or a new one below `runs/`."""
     return request.output_dir or Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def check_recovery(recipe: ResolvedRecipe, request: RunRequest) -> None:
+    """Raise a UserError where what is to become of a run that fails is not known, or cannot be done."""
+    for name, known in (("on_nonfinite", ON_NONFINITE), ("on_oom", ON_OOM)):
+        asked = getattr(request, name)
+        if asked not in known:
+            listed = "; ".join(f"{word}: {meaning}" for word, meaning in known.items())
+            raise UserError(f"--{name} {asked}{did_you_mean(asked, known)} ({listed})")
+    if request.max_rollbacks < 0:
+        raise UserError(f"--max_rollbacks {request.max_rollbacks}: 0 or more is wanted")
+    if request.on_nonfinite == "rollback":
+        if recipe.value("training.save_only_model"):
+            raise UserError("--on_nonfinite rollback needs whole checkpoints: leave training.save_only_model out")
+        if recipe.value("training.fp16"):
+            raise UserError(
+                "--on_nonfinite rollback: under training.fp16 the gradient scaler leaves out such steps by itself"
+            )
 
 
 def check_optimizer(recipe: ResolvedRecipe) -> None:
@@ -175,7 +243,8 @@ def _resumption(folder: Path, recipe: ResolvedRecipe) -> Resumption:
     file = folder / RECIPE_FILE
     if file.is_file():
         require_same(file, recipe, _may_change)
-    return find_resumption(folder, file.is_file())
+    # Where the disk was full from the beginning, the record is all that there is.
+    return find_resumption(folder, file.is_file() or (folder / RESULT_FILE).is_file())
 
 
 def _may_change(path: tuple[str, ...]) -> bool:

@@ -4,8 +4,8 @@ import os
 import re
 
 MASK = "REDACTED"
-_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
-_SECRET_VARIABLE = re.compile(r"(^|_)(TOKEN|API_KEY|SECRET|PASSWORD)$")
+HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+_SECRET_VARIABLE = re.compile(r"(^|_)(TOKEN|(API|ACCESS|SECRET|PRIVATE)_?KEY|SECRET|PASSWORD|PASSWD|PAT)$|PASSWORD$")
 _SHORTEST_SECRET = 12
 """Shorter values of such variables are words that occur by chance."""
 
@@ -15,4 +15,4 @@ def redact(text: str) -> str:
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST_SECRET and _SECRET_VARIABLE.search(name):
             text = text.replace(value, MASK)
-    return _HUB_TOKEN.sub(MASK, text)
+    return HUB_TOKEN.sub(MASK, text)

@@ -23,6 +23,8 @@ NEAR = 0.85
 STEPS = 2
 """The optimizer's states are there from the second step on."""
 PHASES = ("load", "train", "evaluate", "save")
+_TOLD = ("--exact", "--longest", "--no-rehearse", "--on_oom", "stop")
+"""Flags of its process: what does not fit is what is to be found out, and not to be made to fit."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def rehearse(recipe: ResolvedRecipe, plan: MemoryPlan) -> Rehearsal:
         write_text(Path(scratch) / RECIPE_FILE, recipe_file(recipe))
         options = {**shortened(recipe), "output_dir": folder}
         words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-        finished = run_verb("train", f"{scratch}/{RECIPE_FILE}", "--exact", "--longest", "--no-rehearse", *words)
+        finished = run_verb("train", f"{scratch}/{RECIPE_FILE}", *_TOLD, *words)
         record = _read(folder / RESULT_FILE)
     measured = record.get("measured") or {}
     phases = measured.get("phases") or {}
@@ -101,13 +103,18 @@ def refusal(name: str, rehearsal: Rehearsal, plan: MemoryPlan) -> UserError:
         rehearsal: that failed.
         plan: of the run.
     """
+    return UserError(
+        f"{name} does not fit: its rehearsal on the longest rows ran out of memory after {rehearsal.seconds:.0f} s "
+        f"({rehearsal.error}){advice_of(plan)}"
+    )
+
+
+def advice_of(plan: MemoryPlan) -> str:
+    """Return what was planned for a run that ran out of memory, and what would fit: the end of a sentence."""
     fitting = [advice for advice in plan.advice if advice.fits]
     hint = f"; what would fit, says the plan: {' + '.join(fitting[0].names)} (--fit)" if fitting else ""
     planned, memory = plan.total_bytes / 2**30, plan.device.memory_bytes / 2**30
-    return UserError(
-        f"{name} does not fit: its rehearsal on the longest rows ran out of memory after {rehearsal.seconds:.0f} s "
-        f"({rehearsal.error}); planned were {planned:.2f} of {memory:.1f} GiB{hint}"
-    )
+    return f"; planned were {planned:.2f} of {memory:.1f} GiB{hint}"
 
 
 def _error(finished: Finished, record: Mapping[str, Any]) -> str:

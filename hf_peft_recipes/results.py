@@ -1,32 +1,58 @@
 """The record of a run, `result.json`: written atomically, read back, and held to a schema that ships."""
 
-import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.errors import PreemptedError, RecipeError, UserError
 from hf_peft_recipes.redaction import redact
 
 SCHEMA_VERSION = 1
 RESULT_FILE = "result.json"
 RECIPE_FILE = "recipe.yaml"
 SCHEMA_FILE = Path(__file__).parent / "result.schema.json"
+PARTIAL = ".partial"
+"""Ends the name of what is being written; whoever holds a run's folder may remove what a kill has left of it."""
+
+
+def file_mode() -> int:
+    """Return the permissions of a file that is made now: as the umask has it, and never writable for everybody."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        umask = int(status.partition("Umask:")[2].split()[0], 8)
+    except (OSError, IndexError, ValueError):
+        # Elsewhere it is only told by setting it, which another thread's files may fall into.
+        umask = os.umask(0o077)
+        os.umask(umask)
+    return 0o664 & ~umask
+
+
+def open_weights(folder: Path) -> None:
+    """Let whoever may read the other files in `folder` read its weights: safetensors leaves them to their owner."""
+    for path in folder.glob("*.safetensors"):
+        path.chmod(file_mode())
+
+
+def open_confided(path: str, flags: int) -> int:
+    """Return the handle of a file with people's words, new ones for their owner and, if the umask lets it, the group.
+
+    It is an `opener` of `open`.
+    """
+    return os.open(path, flags, 0o660)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file, without secrets, so that a reader sees the old content or the new one, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(redact(text))
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
+        Path(temporary).chmod(file_mode())
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -38,23 +64,16 @@ def write_result(folder: Path, record: Mapping[str, Any]) -> None:
     write_text(folder / RESULT_FILE, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-@contextmanager
-def sole_writer(folder: Path, what: str) -> Iterator[None]:
-    """Hold a folder against other processes that would write the same, as long as this one lives.
+def ending(error: BaseException) -> dict[str, Any]:
+    """Return what a record says of the error that ended its run: `status`, `exit_code`, `error`.
 
     Args:
-        folder: that is written to.
-        what: is written there, `sweep`.
-
-    Raises:
-        UserError: another process holds it.
+        error: any; one of ours knows its status and exit code.
     """
-    with (folder / f"{what}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"a {what} is running in {str(folder)!r}; use another --output_dir") from None
-        yield
+    status, code = "failed", 130 if isinstance(error, KeyboardInterrupt) else 1
+    if isinstance(error, (RecipeError, PreemptedError)):
+        status, code = error.status, error.exit_code
+    return {"status": status, "exit_code": code, "error": f"{type(error).__name__}: {error}"}
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -1,42 +1,54 @@
 """What a run writes once it has trained: adapter or model, tokenizer, the base's fingerprint, the statement."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes import certificate, models
+from hf_peft_recipes.checkpoints.writing import beside
 from hf_peft_recipes.data import Maker
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.fingerprint import FINGERPRINT_FILE, Fingerprint, fingerprint, local_reader
 from hf_peft_recipes.heads import find_head
-from hf_peft_recipes.results import write_text
+from hf_peft_recipes.results import open_weights, write_text
+from hf_peft_recipes.sharding import rounded, trained_tensors, whole_state
 from hf_peft_recipes.spec import ResolvedRecipe
 
-_CARD = "README.md"
 
-
-def save(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path) -> None:
+def save(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path, is_main: bool = True) -> None:
     """Write the adapter (or, without one, the whole model) so that a plain client loads it, and what it can be held to.
+
+    Where processes hold parts of the model, all of them must come here, and one writes the whole.
 
     Args:
         model: as it was trained, out of its trainer's wrappers.
         renderer: that made its rows.
         recipe: of the run.
         folder: the run's.
+        is_main: whether this process writes.
+
+    Raises:
+        OSError: it could not be written; nothing of it is there then.
     """
-    _round_heads(model)
-    had_card = (folder / _CARD).exists()
-    # Beside it stands, after preference optimisation, a copy of the adapter as it was before.
-    chosen = {"selected_adapters": [model.active_adapter]} if hasattr(model, "peft_config") else {}
-    model.save_pretrained(str(folder), **chosen)
-    if (folder / _CARD).exists() and not had_card:
-        # PEFT's is a form to fill in, with a path of this machine as the base.
-        (folder / _CARD).unlink()
-    renderer.tokenizer.save_pretrained(str(folder))
-    pin_base(model, recipe, folder)
-    _name_base(model, recipe, folder)
+    tensors = whole_state(model)
+    if tensors is None:
+        _round_heads(model)
+        if not is_main:
+            return
+    else:
+        tensors = rounded(model, tensors)
+    with beside(folder) if is_main else nullcontext(folder) as partial:
+        _save(model, renderer, recipe, partial, tensors, is_main)
+
+
+def _save(
+    model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path, tensors: dict[str, Any] | None, is_main: bool
+) -> None:
+    if is_main:
+        _write(model, renderer, recipe, folder, tensors)
     head = find_head(recipe.objective)
     loading = _loading(model, recipe)
     if of_head := head.loading(renderer.labels, renderer.tokenizer):
@@ -44,9 +56,42 @@ def save(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path) -> N
         if "quantization" in loading:
             loading["quantization"] = models.beside_head(loading["quantization"], models.drawn_modules(model))
     statement = certificate.state(
-        model, renderer.tokenizer, sorted(renderer.stop_ids), head.model_class().__name__, loading
-    )
-    certificate.write_statement(folder, statement)
+        model, renderer.tokenizer, sorted(renderer.stop_ids), head.model_class().__name__, loading,
+        trained=trained_tensors(model, tensors), precision=None if tensors is None else _rounded_to(recipe),
+    )  # fmt: skip
+    if is_main:
+        certificate.write_statement(folder, statement)
+
+
+def _rounded_to(recipe: ResolvedRecipe) -> str | None:
+    """Return the dtype in which engines that split a model compute, which cannot be put off as autocast can."""
+    if recipe.value("training.bf16"):
+        return "bfloat16"
+    return "float16" if recipe.value("training.fp16") else None
+
+
+def _write(model: Any, renderer: Maker, recipe: ResolvedRecipe, folder: Path, tensors: dict[str, Any] | None) -> None:
+    """Write weights, tokenizer and the base's fingerprint; of `tensors` where the model holds parts alone."""
+    # Beside it stands, after preference optimisation, a copy of the adapter as it was before.
+    chosen: dict[str, Any] = {"selected_adapters": [model.active_adapter]} if hasattr(model, "peft_config") else {}
+    if tensors is not None:
+        chosen["state_dict"] = tensors
+    with _cardless(model):
+        model.save_pretrained(str(folder), **chosen)
+    open_weights(folder)
+    renderer.tokenizer.save_pretrained(str(folder))
+    pin_base(model, recipe, folder)
+    _name_base(model, recipe, folder)
+
+
+@contextmanager
+def _cardless(model: Any) -> Iterator[None]:
+    """Let PEFT write no card in the block: its own is a form to fill in, with a path of this machine as the base."""
+    model.create_or_update_model_card = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del model.create_or_update_model_card
 
 
 def _round_heads(model: Any) -> None:

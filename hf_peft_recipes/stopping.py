@@ -1,4 +1,4 @@
-"""What ends training before its last step: held-out rows that get no better, or a budget that is spent."""
+"""What ends training before its last step: held-out rows that get no better, a spent budget, or a request to end."""
 
 import time
 from collections.abc import Callable
@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as distributed
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from hf_peft_recipes import preemption
 from hf_peft_recipes.budget import STEPS, Budget
-from hf_peft_recipes.errors import RecipeError, UserError, did_you_mean
+from hf_peft_recipes.errors import PreemptedError, RecipeError, UserError, did_you_mean
 
 _PREFIX = "eval_"
 
@@ -111,6 +113,97 @@ class BudgetEnd(TrainerCallback):
 
     def _over_budget(self, factor: Callable[[float], float]) -> Callable[[int], float]:
         return lambda _: factor(min(self._share, 1.0) * STEPS)
+
+
+class PreemptionEnd(TrainerCallback):
+    """Ends training after the step at which the process is asked to end, with a checkpoint.
+
+    Processes that train together end after the same step: before it they agree, on the CPU, since a GPU would have to
+    come to the end of all that it is asked for.
+    """
+
+    def __init__(self) -> None:
+        self._group: Any = None
+        self._ending = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Make the group in which processes agree."""
+        if args.world_size > 1:
+            self._group = distributed.new_group(backend="gloo")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Let the step be the last one; what is due at its end comes first."""
+        if not self._agreed():
+            return
+        self._ending = control.should_training_stop = True
+        # A resumed run begins to count losses anew.
+        control.should_log = True
+        # The evaluation that is due at the end of an epoch is not made up for by a run that goes on after it.
+        control.should_save = not (float(state.epoch).is_integer() and str(args.eval_strategy.value) == "epoch")
+        _keep_whatever_comes(args)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Save, where an evaluation came first."""
+        if self._ending:
+            control.should_save = True
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Save after an evaluation during which the request came."""
+        if state.global_step and not self._ending and self._agreed():
+            self._ending = control.should_training_stop = control.should_save = True
+            _keep_whatever_comes(args)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """End, now that there is a checkpoint.
+
+        Raises:
+            PreemptedError: with the step, and what there is to go on from.
+        """
+        if self._ending or self._agreed():
+            raise self._error(args, state)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """End where nothing was saved.
+
+        Raises:
+            PreemptedError: with the step, and what there is to go on from.
+        """
+        if self._ending:
+            raise self._error(args, state)
+
+    def _agreed(self) -> bool:
+        """Return whether any of the processes was asked to end."""
+        wanted = bool(preemption.requested())
+        if self._group is None:
+            return wanted
+        flag = torch.tensor([int(wanted)])
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX, group=self._group)
+        return bool(flag.item())
+
+    def _error(self, args: Any, state: Any) -> PreemptedError:
+        reasons = [preemption.requested()]
+        if self._group is not None:
+            reasons = [""] * args.world_size
+            # Nobody leaves before the first process has written: launchers end all when one has ended.
+            distributed.all_gather_object(reasons, preemption.requested(), group=self._group)
+        reason = next(filter(None, reasons))
+        found = [path.name for path in Path(args.output_dir).glob("checkpoint-*")]
+        steps = [int(number) for name in found if (number := name.removeprefix("checkpoint-")).isdecimal()]
+        if state.global_step in steps:
+            kept = f"checkpoint-{state.global_step} is written"
+        else:
+            last = f"the last one is checkpoint-{max(steps)}" if steps else "there is none before it"
+            kept = f"its checkpoint could not be written, and {last}"
+        return preemption.answer(
+            f"preempted at step {state.global_step} of {state.max_steps} ({reason}); {kept}", reason
+        )
+
+
+def _keep_whatever_comes(arguments: Any) -> None:
+    """Let the last checkpoint be written whether it is the best or not, and hold all that training goes on from."""
+    arguments.save_only_model = False
+    if str(arguments.save_strategy.value) == "best":
+        arguments.save_strategy = type(arguments.save_strategy)("steps")
 
 
 def budget_arguments() -> dict[str, Any]:

@@ -58,7 +58,7 @@ HARMLESS_LOGS = (
         "the trainer aligns the model's config with the tokenizer, which is what is wanted",
     ),
     (
-        "transformers.trainer_callback",
+        "transformers.trainer_utils",
         "do not match the ones in the `trainer_state.json`",
         "it compares shares of the steps with the steps they came to; `--resume` compares the recipes",
     ),

@@ -194,10 +194,14 @@ def test_a_server_of_ones_own_needs_no_key(monkeypatch):
         ("http://me:secret@host/v1", {}, "holds a name or a password"),
         ("http://host/v1", {"api_key_env": "NO_SUCH_KEY"}, "no environment variable NO_SUCH_KEY"),
         ("http://host/v1", {"api_key_env": "BROKEN_KEY"}, "no header can hold"),
+        ("https://host/v1", {"api_key_env": "HF_TOKEN"}, "a token of the Hub, which goes to no other server"),
+        ("https://nothuggingface.co/v1", {"api_key_env": "HF_TOKEN"}, "a token of the Hub, which goes to no other"),
+        ("https://router.huggingface.co.evil/v1", {"api_key_env": "HF_TOKEN"}, "a token of the Hub, which goes"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_sent(url, options, told, monkeypatch):
     monkeypatch.setenv("BROKEN_KEY", "a\nb: c")
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "a" * 34)
     with pytest.raises(UserError, match=told) as raised:
         Endpoint(url, "tiny", **options)
     assert "secret" not in str(raised.value)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from hf_peft_recipes.fresh_process import last_words, out_of_memory
+from hf_peft_recipes.fresh_process import last_words, out_of_memory, run_verb
 
 
 def finished(code):
@@ -24,6 +24,13 @@ def test_a_signal_is_told_since_the_last_line_is_of_something_else():
     )
     assert last_words(process) == "the process was ended by a signal (Segmentation fault); its last line: step 2/2"
     assert out_of_memory(process, last_words(process)) == ""
+
+
+def test_a_module_of_the_working_folder_is_not_taken_for_a_library(tmp_path, monkeypatch):
+    (tmp_path / "typer.py").write_text("open('it-was-run', 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    assert run_verb("list").returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["typer.py"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import hf_peft_recipes
 
 def test_all_is_exact():
     assert hf_peft_recipes.__all__ == [
-        "MergeResult", "PushRequest", "Recipe", "RecipeError", "RunResult", "SweepResult", "UserError", "certify", "get_recipe", "list_checkpoints", "list_recipes",
+        "MergeResult", "PreemptedError", "PushRequest", "Recipe", "RecipeError", "RunResult", "SweepResult", "UserError", "certify", "get_recipe", "list_checkpoints", "list_recipes",
         "pull", "register_recipe",
     ]  # fmt: skip
     for name in hf_peft_recipes.__all__:

@@ -159,7 +159,7 @@ def test_a_race_that_is_cut_off_goes_on(tmp_path):
     # What is there is not run again, what failed is.
     assert ran == [("a", 1), ("b", 1), ("a", 2), ("b", 2), ("b", 2), ("b", 2)]
     assert [row["runs"] for row in standings["recipes"]] == [2, 2]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["race.jsonl", "race.lock", "race.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["race.jsonl", "race.png"]
 
 
 def test_an_unknown_metric_is_refused(tmp_path):

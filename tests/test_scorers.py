@@ -10,7 +10,7 @@ import pytest
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.scorers import SCORERS
 from hf_peft_recipes.scorers.configured import paths_of, read_scorers
-from hf_peft_recipes.scorers.sandbox import namespaces, run_code
+from hf_peft_recipes.scorers.sandbox import landlock, namespaces, run_code
 from hf_peft_recipes.scorers.unit_tests import code_of, unit_tests
 
 N_IS_WHOLE = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -137,6 +137,49 @@ HARMFUL = {
     "floods its output": ("import sys\nwhile True: sys.stdout.write('x' * 9999)", ""),
     "fills the disk": ("f = open('x', 'wb')\nwhile True: f.write(bytes(1 << 20))", ""),
 }
+
+
+OUTSIDE = {
+    "a database": "import sqlite3\nc = sqlite3.connect({out!r})\nc.execute('create table t(x)')\nc.commit()",
+    "a history": "import readline\nreadline.add_history('x')\nreadline.write_history_file({out!r})",
+    "a program": (
+        "import _posixsubprocess, os\nr, w = os.pipe()\npid = _posixsubprocess.fork_exec([b'touch', {out!r}.encode()],"
+        "[b'/bin/touch', b'/usr/bin/touch'], True, (w,), None, None, -1, -1, -1, -1, -1, -1, r, w, False, False, -1, None, None,"
+        "None, -1, None, False)\nassert os.waitpid(pid, 0)[1]"
+    ),
+    "a pipe": "import os\nos.mkfifo({out!r})",
+    "native code": (
+        "import importlib.machinery as m, importlib.util as u, _json\nopen('own.so', 'wb').write(open(_json.__file__, 'rb').read())\n"
+        "u.module_from_spec(u.spec_from_loader('_json', m.ExtensionFileLoader('_json', 'own.so')))"
+    ),
+}  # fmt: skip
+"""What Python asks nobody about, and the kernel or the harness must."""
+_LIFTED = "import sys\nfor name in [n for n, m in sys.modules.items() if m is None]: del sys.modules[name]\n"
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_what_python_does_not_hear_of_is_refused(name, tmp_path, monkeypatch):
+    code = OUTSIDE[name].format(out=str(tmp_path / "out"))
+    assert not run_code(code, "", 5.0, 512).passed
+    monkeypatch.setattr("hf_peft_recipes.scorers.sandbox.landlock", lambda: 0)
+    assert not run_code(code, "", 5.0, 512).passed
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not landlock(), reason="this kernel has no Landlock (Linux 5.13)")
+@pytest.mark.parametrize("name", ("a history", "a program"))
+def test_the_kernel_holds_code_that_python_lets_through(name, tmp_path, monkeypatch):
+    code = _LIFTED + OUTSIDE[name].format(out=str(tmp_path / "out"))
+    run_code(code, "", 5.0, 512)
+    assert list(tmp_path.iterdir()) == []
+    # So it is the kernel that did it.
+    monkeypatch.setattr("hf_peft_recipes.scorers.sandbox.landlock", lambda: 0)
+    run_code(code, "", 5.0, 512)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_library_of_numbers_can_be_used():
+    assert run_code("import numpy\nx = numpy.arange(3).sum()", "assert x == 3", 20.0, 2048).passed
 
 
 @pytest.mark.parametrize("name", HARMLESS)

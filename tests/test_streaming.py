@@ -28,11 +28,27 @@ def streamed(path, **section):
     return read({**STREAM, "dataset": str(path), **section}, {"max_rows": None}, 0)
 
 
+def decoded(renderer, rows, number):
+    """Return the texts of the first rows."""
+    ids = [row["input_ids"] for row in itertools.islice(rows, number)]
+    return renderer.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def test_a_stream_begins_anew_in_another_order(tmp_path, renderer):
+    examples = streamed(write_jsonl(tmp_path / "few.jsonl", chats(50)))
+    kept = 50 - len(examples.held_out)
+    prepared = tokenize(examples, renderer, None, STREAM, 0)
+    texts = decoded(renderer, prepared.train, 2 * kept + 1)
+    first, second = texts[:kept], texts[kept : 2 * kept]
+    assert set(first) == set(second) and len(set(first)) == kept and first != second
+    assert prepared.ledger()["rows"]["kept"] == kept, "rows of later passes are counted as if they were others"
+
+
 def test_every_row_is_seen_once_and_counted(tmp_path, renderer):
     examples = streamed(write_jsonl(tmp_path / "many.jsonl", chats(3000)))
     assert len(examples.held_out) == 100
     prepared = tokenize(examples, renderer, None, STREAM, 0)
-    texts = renderer.tokenizer.batch_decode([row["input_ids"] for row in prepared.train], skip_special_tokens=True)
+    texts = decoded(renderer, prepared.train, 2900)
     questions = {row["question"] for row in chats(3000)[100:]}
     assert len(texts) == 2900
     assert {text.split("?")[0] + "?" for text in texts} == questions, "held-out rows are trained on, or others are not"
@@ -61,7 +77,7 @@ def test_a_bad_row_stops_the_stream_or_is_counted(tmp_path, renderer):
         list(tokenize(streamed(path), renderer, None, STREAM, 0).train)
     dropping = {**STREAM, "on_bad_row": "drop"}
     prepared = tokenize(streamed(path, on_bad_row="drop"), renderer, None, dropping, 0)
-    assert len(list(prepared.train)) == 1399
+    assert len(set(decoded(renderer, prepared.train, 1399))) == 1399
     assert list(prepared.ledger()["reasons"].values()) == [1]
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import FAST, ROOT
 
-from hf_peft_recipes import RunResult, UserError, get_recipe
+from hf_peft_recipes import PreemptedError, RunResult, UserError, get_recipe
 from hf_peft_recipes.fresh_process import Finished
 from hf_peft_recipes.sweep.plan import make_sweep, open_folder
 from hf_peft_recipes.sweep.reporting import PrunedError, Reporter
@@ -150,16 +150,17 @@ def test_the_best_is_found_and_what_is_behind_is_given_up(sweep, tmp_path, metri
     assert summary["importances"]["learning_rate"] > summary["importances"]["r"]
 
 
-def test_a_sweep_that_is_interrupted_asks_for_the_same_values_as_one_that_is_not(sweep, tmp_path):
+@pytest.mark.parametrize("how", [KeyboardInterrupt, PreemptedError])
+def test_a_sweep_that_is_interrupted_asks_for_the_same_values_as_one_that_is_not(sweep, tmp_path, how):
     begun = []
 
     def interrupted(job):
         begun.append(job.settings)
         if len(begun) == 2:
-            raise KeyboardInterrupt
+            raise how("asked to end")
         return steady(job)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(how):
         sweep(interrupted, 4)
     assert [trial["status"] for trial in json.loads((tmp_path / "trials.json").read_text())["trials"]] == [
         "done",
@@ -202,9 +203,9 @@ def test_another_sweep_in_the_folder_is_refused(sweep, tmp_path):
     sweep(steady, 1)
     with pytest.raises(UserError, match=r"holds another sweep \(its metric\)"):
         sweep(steady, 1, "loss")
-    with (tmp_path / "sweep.lock").open("w") as lock:
+    with (tmp_path / "run.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="a sweep is running in"):
+        with pytest.raises(UserError, match=r"a run is running in .*another process"):
             sweep(steady, 2)
 
 
@@ -243,7 +244,7 @@ def test_a_sweep_that_is_killed_goes_on_and_its_best_repeats_the_trial(tmp_path,
     assert [trial["status"] for trial in summary["trials"]] == ["cut off", "done"]
     assert summary["trials"][0]["params"] == summary["trials"][1]["params"]
     # The run that nobody waited for has ended by itself.
-    assert "is gone" in json.loads(first.read_text())["error"]
+    assert json.loads(first.read_text())["status"] == "preempted"
     trained = get_recipe(str(out / "best.yaml"), certify="off").train(tmp_path / "best", progress=False)
     record = json.loads((out / "trial-001" / "result.json").read_text())
     assert trained.record["loss_curve"] == record["loss_curve"]

@@ -48,3 +48,18 @@ def test_comments_beside_values_are_kept():
 )
 def test_dump_reads_back(value):
     assert strict_yaml.load(strict_yaml.dump({"key": value}), "f.yaml")[0] == {"key": value}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a {b: *a}\n",
+        "a: &a [*a]\n",
+        "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 10)}]\n" for n in range(8)),
+    ],
+)
+def test_aliases_that_come_to_no_end_are_refused(text):
+    with pytest.raises(UserError, match=r"file.yaml: its aliases .* come to more than"):
+        strict_yaml.load(text, "file.yaml")
+    assert strict_yaml.load("a: &a [1, 2]\nb: *a\n", "file.yaml")[0] == {"a": [1, 2], "b": [1, 2]}

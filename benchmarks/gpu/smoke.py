@@ -1,4 +1,7 @@
-"""What must work before anything is measured: 4 bits, a bare step, two steps of every recipe, adapters' round trips."""
+"""What must work before anything is measured: 4 bits, a bare step, two steps of every recipe, adapters' round trips.
+
+On one card FSDP2 splits a model over one process: what is then gathered, saved and certified is what it is on more.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class Check:
     """One finding, or two steps of one recipe."""
 
     kind: str
-    """`nf4`, `bare_step` or `two_steps`."""
+    """`nf4`, `bare_step`, `two_steps`, or `split`: two steps of a model that FSDP2 has split."""
     recipe: str = ""
     shape: str = "embedded"
     length: int = 0
@@ -50,13 +53,19 @@ def cells(place: Place) -> Sequence[Check]:
     # The tests train every recipe on the CPU; here one of each kind is enough to try.
     certified, names = (ROUND_TRIPS[:1], ["qlora", "full"]) if place.dry_run else (ROUND_TRIPS, list_recipes())
     names = sorted(names, key=lambda name: (name not in certified, name))
-    return [*found, *(Check("two_steps", name, certified=name in certified) for name in names)]
+    # FSDP2 has no path on a CPU.
+    split = [] if place.dry_run else [Check("split", name, certified=True) for name in ROUND_TRIPS]
+    return [*found, *split, *(Check("two_steps", name, certified=name in certified) for name in names)]
 
 
 def run(check: Check, place: Place) -> Line:
     """Return what the check found."""
     with tempfile.TemporaryDirectory(dir=place.scratch) as folder:
-        return _two_steps(check, Path(folder)) if check.kind == "two_steps" else _check(check, place, Path(folder))
+        return (
+            _two_steps(check, Path(folder))
+            if check.kind in ("two_steps", "split")
+            else _check(check, place, Path(folder))
+        )
 
 
 def _check(check: Check, place: Place, folder: Path) -> Line:
@@ -80,6 +89,10 @@ def _two_steps(check: Check, folder: Path) -> Line:
         "max_steps": 2, "eval_strategy": "no", "save_strategy": "no", "evaluation.max_rows": 4,
         "data.validation_rows": 8, "optim": used_optimizer(asked), "certify": "auto" if check.certified else "off",
     }  # fmt: skip
+    if check.kind == "split":
+        options |= {"accelerate_config": "fsdp2", "num_processes": 1}
+        if check.recipe == "qlora":
+            options["bnb_4bit_quant_storage"] = "bfloat16"
     finished, record = train_verb(check.recipe, options, folder)
     line = {**outcome(finished, record), "optimizer": {"asked": asked, "used": options["optim"]}}
     if record and line["status"] == "done":
@@ -89,7 +102,7 @@ def _two_steps(check: Check, folder: Path) -> Line:
 
 
 def _models(check: Check) -> Iterable[Model]:
-    kinds = {"nf4": (False, True), "bare_step": (False,), "two_steps": ()}[check.kind]
+    kinds = {"nf4": (False, True), "bare_step": (False,), "two_steps": (), "split": ()}[check.kind]
     return [(check.shape, quantized) for quantized in kinds]
 
 

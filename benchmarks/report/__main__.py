@@ -9,6 +9,9 @@ from pathlib import Path
 
 import benchmarks.report
 from benchmarks.report import (
+    checkpoints,
+    equivalence,
+    faults,
     feedback,
     generation,
     gpu_plan,
@@ -18,6 +21,7 @@ from benchmarks.report import (
     planning,
     quality,
     real_tasks,
+    soak,
     throughput,
 )
 from benchmarks.report.blocks import fill
@@ -47,6 +51,10 @@ SECTIONS: dict[str, tuple[str, Room]] = {
     "feedback": ("feedback.jsonl", feedback.report),
     "quality": ("quality.jsonl", quality.report),
     "quality_real": ("quality_real.jsonl", quality.report),
+    "faults": ("faults.json", faults.report),
+    "soak": ("soak.json", soak.report),
+    "checkpoints": ("checkpoints.jsonl", checkpoints.report),
+    "equivalence": ("equivalence.jsonl", equivalence.report),
 }
 """The name of a block of the README and of a plot, to its result file and its room; in the report's order."""
 RESULTS = Path(__file__).parents[1] / "results"

@@ -219,13 +219,20 @@ class Recipe:
         dry_run: bool = False,
         longest: bool = False,
         budget: "Budget | None" = None,
+        on_nonfinite: str = "stop",
+        max_rollbacks: int = 3,
+        on_oom: str = "halve",
         launch: tuple[str, ...] = (),
         rehearse: bool | None = None,
         progress: bool = True,
         command: str | None = None,
         publication: "PushRequest | None" = None,
+        max_seconds: float | None = None,
+        trajectory: Path | None = None,
     ) -> RunResult:
         """Train, evaluate before and after, save; return the run's result.
+
+        In the main thread the run listens to SIGTERM, SIGINT and SIGUSR1, and ends with a checkpoint where they come.
 
         Args:
             output_dir: the run's folder; by default a new one below `runs/`.
@@ -234,37 +241,60 @@ class Recipe:
             dry_run: load everything, run one step, write nothing.
             longest: take the longest rows alone, as many as all steps need: for a rehearsal.
             budget: what ends training, in place of the recipe's steps: for a race.
+            on_nonfinite: what becomes of the run at the first loss or gradient that is not finite: `stop` ends it, its
+                last good checkpoint stays; `rollback` goes back to that and leaves the step out.
+            max_rollbacks: how often it goes back before it stops all the same.
+            on_oom: what becomes of the run where a step runs out of memory: `halve` takes half as many rows at a time,
+                and as many a step; `stop` ends it.
             launch: flags by which several processes train each round of a recipe of feedback: `--num_processes`, `2`.
             rehearse: as `Recipe.rehearse` has it, before anything is loaded here.
             progress: show how far it is.
             command: what started the run, for its record.
             publication: where the run goes on the Hub when it is done.
+            max_seconds: after which the run ends, with a checkpoint; counted from this call.
+            trajectory: a file that gets a line at each optimizer step, to compare runs by.
 
         Raises:
-            UserError: a mistake in what was asked; nothing has been written then.
+            UserError: a mistake in what was asked; nothing has been written then. Another process writes in the folder.
+            PreemptedError: a signal or the time limit ended the run, which goes on with `resume`.
             LaunchError: other processes came up than were asked for.
             NotTrainedError: the run stopped itself: tensors did not train, or no round was better than the start.
+            NonFiniteError: a loss, a gradient or a weight was not finite.
+            OutOfMemoryError: a step does not fit into memory.
             SourceError: a source of feedback failed too often.
             WaitingError: people are to give feedback first.
             CertificateError: what was saved does not load as what was trained.
             HubError: the run is done, its folder whole, and it could not be published.
         """
-        from hf_peft_recipes.preflight import examine
+        from hf_peft_recipes.preemption import doing, watching
+        from hf_peft_recipes.preflight import one_run, run_folder
+        from hf_peft_recipes.supervision import follow_parent
 
         told = command or f"hf_peft_recipes.get_recipe({self.name!r}, …).train()"
         request = self._request(
             output_dir, told, overwrite=overwrite, resume=resume, dry_run=dry_run, longest=longest, budget=budget,
-            progress=progress, launch=launch,
+            progress=progress, launch=launch, trajectory=trajectory, on_nonfinite=on_nonfinite,
+            max_rollbacks=max_rollbacks, on_oom=on_oom, advise=self._memory_advice,
         )  # fmt: skip
         resolved = self._for_run()
-        if resolved.is_in_rounds:
-            from hf_peft_recipes.api.rounds import train_in_rounds
+        request.output_dir = run_folder(resolved, request)
+        follow_parent()
+        with watching(max_seconds), one_run(request):
+            doing("while loading")
+            if resolved.is_in_rounds:
+                if on_nonfinite != "stop":
+                    raise UserError("--on_nonfinite: rounds are rolled back where they leave nothing that is a number")
+                from hf_peft_recipes.api.rounds import train_in_rounds
 
-            return RunResult(*train_in_rounds(resolved, request, publication))
-        self.rehearse(rehearse)
-        examined = examine(resolved, request)
+                return RunResult(*train_in_rounds(resolved, request, publication))
+            self.rehearse(rehearse)
+            return self._train(resolved, request, publication)
+
+    def _train(self, resolved: ResolvedRecipe, request: "RunRequest", publication: "PushRequest | None") -> RunResult:
+        from hf_peft_recipes.preflight import examine
         from hf_peft_recipes.upstream_noise import quiet
 
+        examined = examine(resolved, request)
         with quiet():
             # Imported once the cheap checks are through: it brings torch and everything else along.
             from hf_peft_recipes.runner import run
@@ -298,13 +328,25 @@ class Recipe:
 
         Raises:
             UserError: a mistake in the space, or one that every trial would make.
+            PreemptedError: a signal ended the sweep, and the trial that ran; it goes on when it is called again.
         """
         from hf_peft_recipes.api.tuning import run_sweep
+        from hf_peft_recipes.preemption import watching
 
         def decide(settings: Mapping[str, Any], origin: str) -> ResolvedRecipe:
             return self._with(settings, origin)._for_run()
 
-        return run_sweep(self, decide, space, trials, output_dir, metric, progress)
+        with watching():
+            return run_sweep(self, decide, space, trials, output_dir, metric, progress)
+
+    def _memory_advice(self) -> str:
+        """Return what the plan says of a run that ran out of memory: the end of a sentence; empty without a plan."""
+        from hf_peft_recipes.rehearsal import advice_of
+
+        try:
+            return advice_of(self.plan())
+        except UserError:
+            return ""
 
     def _for_run(self, device: Device | None = None) -> ResolvedRecipe:
         """Return the recipe for training: with neither model nor data, that of the embedded demo."""

@@ -73,6 +73,7 @@ def _open_source(
 ) -> "Source":
     from hf_peft_recipes.feedback.sources import open_source
     from hf_peft_recipes.rounds.folder import journal_path
+    from hf_peft_recipes.spec.entries import is_of_hub
 
     allowed = bool(recipe.value("allow_code_execution"))
     # What the source keeps lies with the run: what people say by `feedback collect`, and a server's answers.
@@ -80,9 +81,9 @@ def _open_source(
     options = {**kept.get(settings.source, {}), **settings.options}
     given = [entry.origin for path, entry in recipe.entries.items() if path[:2] in _OF_SOURCE]
     # A recipe of the Hub decides neither on the source nor on where it sends what the model says.
-    origin = next((origin for origin in given if origin.startswith("hub:")), given[0])
+    origin = next((origin for origin in given if is_of_hub(origin)), given[0])
     for path, entry in recipe.entries.items():
-        if path[:2] == ("feedback", "engine_options") and entry.origin.startswith("hub:"):
+        if path[:2] == ("feedback", "engine_options") and is_of_hub(entry.origin):
             raise UserError(f"{'.'.join(path)} (from {entry.origin}) says who answers: who runs the recipe does")
     return open_source(settings.source, options, origin, sources, allowed)
 
@@ -94,6 +95,7 @@ def _train_fresh(training: "Training", launch: tuple[str, ...]) -> "tuple[Finish
     from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE, write_text
     from hf_peft_recipes.rounds.folder import read_json
     from hf_peft_recipes.spec import recipe_file
+    from hf_peft_recipes.spec.serialize import decision_words
 
     with tempfile.TemporaryDirectory(prefix="round-") as scratch:
         file = Path(scratch) / RECIPE_FILE
@@ -101,8 +103,6 @@ def _train_fresh(training: "Training", launch: tuple[str, ...]) -> "tuple[Finish
         # One that was cut off goes on from its last whole checkpoint, and begins again where it left none.
         begin = "--resume" if newest_good(training.folder)[0] else "--overwrite"
         words = ["--exact", "--no-rehearse", begin, "--output_dir", str(training.folder), *launch]
-        # It never stands in a file.
-        if training.recipe.value("model.trust_remote_code"):
-            words += ["--trust_remote_code", "true"]
+        words += decision_words(training.recipe)
         finished = run_verb("train", str(file), *words)
     return finished, read_json(training.folder / RESULT_FILE)

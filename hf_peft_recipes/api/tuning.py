@@ -86,6 +86,7 @@ def run_sweep(
         progress: say on standard error what came of each trial.
     """
     from hf_peft_recipes.preflight import RunRequest, examine_data
+    from hf_peft_recipes.scorers.rewards import read_rewards
     from hf_peft_recipes.sweep.plan import HELD_OUT_LOSS, make_sweep, open_folder
     from hf_peft_recipes.sweep.space import parse_space
 
@@ -100,6 +101,8 @@ def run_sweep(
     plan, folder = make_sweep(decide, parse_space(space), metric), sweep_folder(recipe, output_dir)
     base = decide({}, "")
     check_base(base.section("model"))
+    # Trials find the recipe in a file of this machine; who it comes from is known here.
+    read_rewards(base, recipe.objects.get("rewards"))
     examples = examine_data(base, RunRequest(**recipe.objects))
     if metric == HELD_OUT_LOSS and not examples.validation:
         raise UserError("--metric eval_loss: there are no held-out rows (data.validation_size, evaluation.max_rows)")

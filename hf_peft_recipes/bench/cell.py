@@ -153,7 +153,9 @@ def train_verb(recipe: str, options: Mapping[str, Any], folder: Path) -> tuple[F
         folder: where it may write.
     """
     # What is measured is the run; close to the card's memory it would be rehearsed first, and refused.
-    finished = run_verb("train", recipe, "--no-rehearse", "--output_dir", f"{folder}/out", *_flags(options))
+    # Fewer rows at a time than were asked for would be another cell.
+    told = ("--no-rehearse", "--on_oom", "stop", "--output_dir", f"{folder}/out")
+    finished = run_verb("train", recipe, *told, *_flags(options))
     return finished, _record(folder / "out")
 
 

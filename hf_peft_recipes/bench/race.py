@@ -24,10 +24,10 @@ from hf_peft_recipes.bench.suite import (
 from hf_peft_recipes.budget import Budget
 from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.fresh_process import outcome
+from hf_peft_recipes.lock import sole_writer
 from hf_peft_recipes.measure.facts import code_digest, commit_of
 from hf_peft_recipes.metric_facts import DEFINITIONS, LOWER_IS_BETTER, TASK_METRICS
 from hf_peft_recipes.report.race_plot import plot_race
-from hf_peft_recipes.results import sole_writer
 
 LINES_FILE, PLOT_FILE = "race.jsonl", "race.png"
 _RUNNING = ".running-"

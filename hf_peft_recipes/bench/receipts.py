@@ -115,7 +115,7 @@ def make_receipt(name: str, steps: int = STEPS) -> Receipt:
     """
     with tempfile.TemporaryDirectory(prefix="receipt-") as scratch:
         folder = Path(scratch) / "run"
-        options = {**OPTIONS, "max_steps": steps, **_embedded(name), "output_dir": folder}
+        options = {**OPTIONS, "max_steps": steps, **embedded_options(name), "output_dir": folder}
         finished = run_verb(
             "train", name, *(word for key, value in options.items() for word in (f"--{key}", str(value)))
         )
@@ -212,7 +212,7 @@ def require(verdict: Verdict) -> None:
         raise ReceiptError(f"{verdict.name} does not do here what its receipt says: {told}")
 
 
-def _embedded(name: str) -> dict[str, Any]:
+def embedded_options(name: str) -> dict[str, Any]:
     """Return what makes a short run on the embedded model and data of a recipe that names its own, or its own batch."""
     resolved = resolve_recipe(name, []).resolved
     if resolved.value("model.name_or_path") in EMBEDDED and resolved.value("data.dataset") is None:

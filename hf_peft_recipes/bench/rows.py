@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from hf_peft_recipes.embedded import MODEL_DIR
@@ -46,13 +46,24 @@ def write_rows(path: Path, number: int, most: int, lengths: str = "full", seed: 
     Raises:
         UserError: an unknown distribution of lengths.
     """
-    draw_length, words, draw = find_lengths(lengths), _words(), random.Random(seed)
+    draw_length, draw = find_lengths(lengths), random.Random(seed)
+    write_documents(path, (max(draw_length(draw, most), 2) for _ in range(number)), draw)
+
+
+def write_documents(path: Path, lengths: Iterable[int], draw: random.Random | None = None) -> None:
+    """Write plain text, a JSON line a row, of these tokens each with its end token.
+
+    Args:
+        path: of the file.
+        lengths: tokens of each row, two at least.
+        draw: decides on the words.
+    """
+    draw, words = draw or random.Random(0), _words()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
-        for _ in range(number):
+        for length in lengths:
             # A letter begins the row, the end token ends it; words between are a token each.
-            count = max(draw_length(draw, most), 2) - 2
-            file.write(json.dumps({"text": " ".join(["x", *draw.choices(words, k=count)])}) + "\n")
+            file.write(json.dumps({"text": " ".join(["x", *draw.choices(words, k=length - 2)])}) + "\n")
 
 
 def _words() -> Sequence[str]:

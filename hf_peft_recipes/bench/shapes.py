@@ -12,6 +12,7 @@ from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.errors import RecipeError, UserError, did_you_mean
 from hf_peft_recipes.fresh_process import last_words, run_module
 from hf_peft_recipes.plan.shapes import four_bit_bytes, read_shape
+from hf_peft_recipes.supervision import follow_parent
 
 EMBEDDED = "embedded"
 """The model that ships in the package, as it is."""
@@ -213,4 +214,5 @@ def _write_weights(folder: Path, tensors: Iterator[tuple[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
+    follow_parent()
     write_model(Path(sys.argv[1]), sys.argv[2], sys.argv[3:] == ["nf4"])

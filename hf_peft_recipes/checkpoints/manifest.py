@@ -86,9 +86,8 @@ def seal(folder: Path, step: int, planned_steps: int, resumable: bool, batch: Ba
     manifest = Manifest(step, planned_steps, resumable, batch, written, dict(zip(names, stored, strict=True)))
     for inner in {(folder / name).parent for name in names} - {folder}:
         sync_folder(inner)
-    write_text(
-        folder / MANIFEST_FILE, json.dumps({"schema_version": SCHEMA_VERSION, **asdict(manifest)}, indent=1) + "\n"
-    )
+    content = {"schema_version": SCHEMA_VERSION, **asdict(manifest)}
+    write_text(folder / MANIFEST_FILE, json.dumps({**content, "sha256": _own_digest(content)}, indent=1) + "\n")
     sync_folder(folder)
     return manifest
 
@@ -99,17 +98,22 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         ManifestError: why it says nothing.
     """
+    file = folder / MANIFEST_FILE
+    if file.is_symlink():
+        raise ManifestError(f"{MANIFEST_FILE}: not a plain file")
     try:
-        told: dict[str, Any] = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ManifestError(f"no {MANIFEST_FILE}: its writing was cut off, or other software wrote it") from None
     except (OSError, ValueError) as error:
         raise ManifestError(f"{MANIFEST_FILE} cannot be read: {' '.join(str(error).split())}") from None
     try:
-        if (version := told.pop("schema_version")) != SCHEMA_VERSION:
+        if (version := told["schema_version"]) != SCHEMA_VERSION:
             raise ManifestError(f"{MANIFEST_FILE} has schema version {version!r}; this software reads {SCHEMA_VERSION}")
-
         files = {_inside(name): StoredFile(**facts) for name, facts in told["files"].items()}
+        if told.pop("sha256") != _own_digest(told):
+            raise ManifestError(f"{MANIFEST_FILE}: other content than was written")
+        del told["schema_version"]
         return Manifest(**{**told, "batch": Batch(**told["batch"]), "files": files})
     except (KeyError, TypeError, AttributeError) as error:
         raise ManifestError(f"{MANIFEST_FILE} is not one: {error}") from None
@@ -129,6 +133,11 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _own_digest(content: Mapping[str, Any]) -> str:
+    """Return the sha256 of a manifest's content but for itself: steps and batch decide what is trained, too."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def sync_folder(folder: Path) -> None:
     """Bring the names in a folder to disk: a file that is synced in a folder that is not may be gone after a crash."""
     handle = os.open(folder, os.O_RDONLY)
@@ -136,6 +145,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_files(folder: Path) -> None:
+    """Bring the files of a folder to disk."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _stored(path: Path) -> StoredFile:

@@ -11,10 +11,12 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from transformers.trainer_callback import ExportableState
 
+from hf_peft_recipes.checkpoints.disk import disk_problem
 from hf_peft_recipes.checkpoints.manifest import Batch
 from hf_peft_recipes.checkpoints.verdicts import PREFIX, verify
 from hf_peft_recipes.checkpoints.writing import CheckpointError, Writing, rotate
 from hf_peft_recipes.errors import RecipeError
+from hf_peft_recipes.results import open_weights
 
 _STATE_FILE = "trainer_state.json"
 _UNWANTED = ("training_args.bin", "README.md")
@@ -123,6 +125,7 @@ class SealedCheckpoints:
             trainer._save_rng_state(str(folder))
         if not self.args.should_save:
             return
+        open_weights(folder)
         for name in _UNWANTED:
             (folder / name).unlink(missing_ok=True)
         callbacks = [*self.callback_handler.callbacks, trainer.control]
@@ -185,4 +188,9 @@ class SealedCheckpoints:
             if isinstance(error, RecipeError) and not isinstance(error, CheckpointError):
                 raise
             return " ".join(str(error).split()) or type(error).__name__
+        except Exception as error:
+            # tokenizers raises a bare Exception.
+            if disk_problem(error) is None:
+                raise
+            return str(error)
         return None

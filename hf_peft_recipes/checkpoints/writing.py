@@ -4,15 +4,17 @@ import ctypes
 import errno
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_peft_recipes.checkpoints.manifest import MANIFEST_FILE, Batch, Manifest, seal, sync_folder
+from hf_peft_recipes.checkpoints.manifest import MANIFEST_FILE, Batch, Manifest, seal, sync_files, sync_folder
 from hf_peft_recipes.checkpoints.verdicts import PREFIX, found_checkpoints
 from hf_peft_recipes.errors import RecipeError
+from hf_peft_recipes.results import PARTIAL
 
-_PARTIAL, _REMOVED = ".partial", ".removed"
+_REMOVED = ".removed"
 _HERE, _EXCHANGE = -100, 2
 """AT_FDCWD and RENAME_EXCHANGE of Linux, see renameat2(2)."""
 
@@ -41,7 +43,7 @@ class Writing:
     @property
     def partial(self) -> Path:
         """Return where its files are written."""
-        return self.folder / f".{self.target.name}{_PARTIAL}"
+        return self.folder / f".{self.target.name}{PARTIAL}"
 
     def begin(self, needed_bytes: int) -> None:
         """Make room for its files.
@@ -110,9 +112,34 @@ def tidy(folder: Path) -> None:
 
     Only who holds the run's folder may: another run's half is on its way.
     """
-    for ending in (_PARTIAL, _REMOVED):
-        for path in folder.glob(f".{PREFIX}*{ending}"):
+    for path in [*folder.glob(f".*{PARTIAL}"), *folder.glob(f".{PREFIX}*{_REMOVED}")]:
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextmanager
+def beside(folder: Path) -> Iterator[Path]:
+    """Yield a folder whose files go into another at the end of the block, synced: no half-written one is ever there.
+
+    Args:
+        folder: that gets the files; what has the same name there is replaced.
+
+    Raises:
+        OSError: something could not be brought to disk.
+    """
+    partial = folder / f".saved{PARTIAL}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        sync_files(partial)
+        for path in sorted(partial.iterdir()):
+            path.replace(folder / path.name)
+        sync_folder(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _put(made: Path, place: Path) -> None:

@@ -1,6 +1,7 @@
 """The command `hf-peft-recipes`: its verbs, and what becomes of an error."""
 
 import os
+import signal
 import sys
 import traceback
 
@@ -19,9 +20,11 @@ from hf_peft_recipes.cli.recipes import copy_command, list_command, show_command
 from hf_peft_recipes.cli.training import train_command
 from hf_peft_recipes.cli.tuning import race_command, sweep_command
 from hf_peft_recipes.cli.using import chat_command, evaluate_command
-from hf_peft_recipes.cli.verifying import verify_command
-from hf_peft_recipes.errors import RecipeError
+from hf_peft_recipes.cli.verifying import verify_command, verify_resume_command
+from hf_peft_recipes.errors import PreemptedError, RecipeError
+from hf_peft_recipes.launching import rank_from_environment
 from hf_peft_recipes.redaction import redact
+from hf_peft_recipes.supervision import follow_parent, is_launched, leave_code
 
 app = typer.Typer(
     name="hf-peft-recipes",
@@ -48,6 +51,7 @@ app.command("bench", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(benc
 app.command("sweep", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(sweep_command)
 app.command("race", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(race_command)
 app.command("verify", rich_help_panel=_WORK)(verify_command)
+app.command("verify-resume", rich_help_panel=_WORK, context_settings=_TAKES_FIELDS)(verify_resume_command)
 app.command("checkpoints", rich_help_panel=_WORK)(checkpoints_command)
 app.command("certify", rich_help_panel=_WORK)(certify_command)
 app.command("push", rich_help_panel=_HUB)(push_command)
@@ -59,8 +63,16 @@ app.add_typer(feedback_app, rich_help_panel=_WORK, no_args_is_help=True)
 def main() -> None:
     """Run the command line; end with the exit code that `errors.EXIT_CODES` documents."""
     collector.rest()
+    # Whatever the umask: what a run writes, and what libraries write for it, is not for everybody to change.
+    os.umask(os.umask(0o077) | 0o002)
     try:
+        follow_parent()
         app()
+    except SystemExit as end:
+        leave_code(end.code if isinstance(end.code, int) else 0)
+        raise
+    except PreemptedError as error:
+        _fail(str(error), error.exit_code, told=rank_from_environment() == 0)
     except RecipeError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -74,8 +86,16 @@ def main() -> None:
         _fail(f"{type(error).__name__}: {error} (a fault of this software or of a library below it)", 1)
 
 
-def _fail(message: str, exit_code: int) -> None:
+def _fail(message: str, exit_code: int, told: bool = True) -> None:
+    if is_launched():
+        # A launcher that has seen one process end asks the others to, in the middle of their ending.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    leave_code(exit_code)
     # Launchers turn every code into 1, so the line itself carries it.
-    code = f" [exit code {exit_code}]" if "RANK" in os.environ else ""
-    print(redact(f"error: {' '.join(message.split())}{code}"), file=sys.stderr)
+    code = f" [exit code {exit_code}]" if is_launched() else ""
+    if told:
+        from hf_peft_recipes.feedback.people.terminal import visible
+
+        # It may quote a row of anybody's, or a name in a file.
+        print(visible(redact(f"error: {' '.join(message.split())}{code}")), file=sys.stderr)
     sys.exit(exit_code)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_peft_recipes import launching
+from hf_peft_recipes import engines, launching
 from hf_peft_recipes.api import Recipe, resolve_recipe
 from hf_peft_recipes.budget import make_budget
 from hf_peft_recipes.cli.flags import parse_flags
@@ -16,7 +16,9 @@ from hf_peft_recipes.cli.printing import print_json, print_rich
 from hf_peft_recipes.cli.publishing import HUB, BaseModel, CreatePr, PushBase, Tag, print_outcome
 from hf_peft_recipes.cli.recipes import AsJson, Exact, Name
 from hf_peft_recipes.embedded import EMBEDDED
-from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.errors import PreemptedError, UserError
+from hf_peft_recipes.preemption import doing, parse_duration, process_age, watching
+from hf_peft_recipes.supervision import register, told_command
 
 RUN, LAUNCH = "The run", "Several processes"
 
@@ -50,23 +52,69 @@ def train_command(
             rich_help_panel=RUN,
         ),
     ] = None,
+    on_nonfinite: Annotated[
+        str,
+        typer.Option(
+            "--on_nonfinite",
+            help="At a loss or gradient that is not finite: stop; or rollback, and leave that step out.",
+            rich_help_panel=RUN,
+        ),
+    ] = "stop",
+    max_rollbacks: Annotated[
+        int, typer.Option("--max_rollbacks", help="How often, before it stops.", rich_help_panel=RUN)
+    ] = 3,
+    on_oom: Annotated[
+        str,
+        typer.Option(
+            "--on_oom",
+            help="Where a step runs out of memory: halve the rows at a time, as many a step; or stop.",
+            rich_help_panel=RUN,
+        ),
+    ] = "halve",
     longest: Annotated[bool, typer.Option("--longest", hidden=True)] = False,
     trial: Annotated[str | None, typer.Option("--trial", hidden=True)] = None,
+    max_time: Annotated[
+        str | None,
+        typer.Option(
+            "--max_time",
+            help="End with a checkpoint after 90s, 45m, 2h50m, 1d2h since the command began.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
     budget_seconds: Annotated[float | None, typer.Option("--budget_seconds", hidden=True)] = None,
     budget_tokens: Annotated[int | None, typer.Option("--budget_tokens", hidden=True)] = None,
+    trajectory: Annotated[Path | None, typer.Option("--trajectory", hidden=True)] = None,
     exact: Exact = False,
     as_json: AsJson = False,
     num_processes: Annotated[
         int | None,
-        typer.Option("--num_processes", help="Start so many processes on this machine.", rich_help_panel=LAUNCH),
+        typer.Option(
+            "--num_processes",
+            help="Start so many processes, on all machines together. [default: the configuration's]",
+            rich_help_panel=LAUNCH,
+        ),
     ] = None,
     accelerate_config: Annotated[
         str | None,
         typer.Option(
             "--accelerate_config",
-            help="An accelerate configuration: single, ddp, or a file's path.",
+            help="An accelerate configuration: single, ddp, fsdp2, zero2, zero3, or a file's path.",
             rich_help_panel=LAUNCH,
         ),
+    ] = None,
+    num_machines: Annotated[
+        int | None,
+        typer.Option("--num_machines", help="So many machines start this command.", rich_help_panel=LAUNCH),
+    ] = None,
+    machine_rank: Annotated[
+        int | None,
+        typer.Option("--machine_rank", help="The number of this one, from 0.", rich_help_panel=LAUNCH),
+    ] = None,
+    main_process_ip: Annotated[
+        str | None, typer.Option("--main_process_ip", help="Address of machine 0.", rich_help_panel=LAUNCH)
+    ] = None,
+    main_process_port: Annotated[
+        int | None, typer.Option("--main_process_port", help="A free port of machine 0.", rich_help_panel=LAUNCH)
     ] = None,
     push_to_hub: Annotated[
         bool, typer.Option("--push_to_hub", help="Publish the run when it is done.", rich_help_panel=HUB)
@@ -114,6 +162,10 @@ def train_command(
 
     `hf-peft-recipes show NAME` prints what a recipe sets, and why.
     """
+    context.with_resource(watching())
+    doing("while loading")
+    register()
+    max_seconds = None if max_time is None else parse_duration(max_time)
     recipe = resolve_recipe(name, parse_flags(context.args), exact=exact, objects=_callbacks(trial))
     told = {
         "private": hub_private_repo, "revision": hub_revision, "create_pr": create_pr, "tag": tag,
@@ -134,21 +186,30 @@ def train_command(
         )
     if not in_rounds:
         _rehearse(recipe, rehearse)
-    if not in_rounds and (num_processes is not None or accelerate_config is not None):
-        words = [*_without(sys.argv[1:], ("--num_processes", "--accelerate_config")), "--no-rehearse"]
-        on_cpu = bool(recipe.resolved.value("training.use_cpu"))
-        raise typer.Exit(
-            launching.launch(words, 1 if num_processes is None else num_processes, accelerate_config, on_cpu)
-        )
+    machines: dict[str, str | int | None] = {
+        "num_machines": num_machines, "machine_rank": machine_rank, "main_process_ip": main_process_ip,
+        "main_process_port": main_process_port,
+    }  # fmt: skip
+    if in_rounds and any(value is not None for value in machines.values()):
+        raise UserError("rounds are trained on one machine; --num_machines is for recipes without feedback")
+    if not in_rounds and any(value is not None for value in (num_processes, accelerate_config, *machines.values())):
+        raise typer.Exit(_launched(recipe, num_processes, accelerate_config, machines))
+    context.with_resource(watching(max_seconds, process_age()))
     main = launching.rank_from_environment() == 0
     if main and recipe.resolved.value("model.name_or_path") in EMBEDDED and recipe.resolved.value("data.dataset"):
         print("no --model: the embedded tiny model is trained", file=sys.stderr)
-    command = shlex.join(["hf-peft-recipes", *sys.argv[1:]])
-    result = recipe.train(
-        output_dir, overwrite=overwrite, resume=resume, dry_run=dry_run, longest=longest,
-        budget=make_budget(budget_seconds, budget_tokens), launch=_launch(num_processes, accelerate_config),
-        rehearse=False, progress=main, command=command, publication=publication,
-    )  # fmt: skip
+    command = told_command(shlex.join(["hf-peft-recipes", *sys.argv[1:]]))
+    try:
+        result = recipe.train(
+            output_dir, overwrite=overwrite, resume=resume, dry_run=dry_run, longest=longest,
+            on_nonfinite=on_nonfinite, max_rollbacks=max_rollbacks, on_oom=on_oom,
+            budget=make_budget(budget_seconds, budget_tokens), launch=_launch(num_processes, accelerate_config),
+            rehearse=False, progress=main, command=command, publication=publication, trajectory=trajectory,
+        )  # fmt: skip
+    except PreemptedError as error:
+        if main and error.folder:
+            print(f"go on with:\n  {_going_on(command, error.folder)}", file=sys.stderr)
+        raise
     if not main:
         return
     if as_json:
@@ -161,10 +222,35 @@ def train_command(
     _print_result(result.record, str(result.folder))
 
 
+def _going_on(command: str, folder: Path) -> str:
+    """Return the command by which a run that was ended goes on; a foreign launcher's words are for the user to add."""
+    words = [word for word in shlex.split(command) if word not in ("--overwrite", "--resume")]
+    words += [] if any(word.startswith("--output_dir") for word in words) else ["--output_dir", str(folder)]
+    return shlex.join([*words, "--resume"])
+
+
 def _launch(num_processes: int | None, accelerate_config: str | None) -> tuple[str, ...]:
     """Return the flags by which the trainings of a run in rounds are started."""
     given = {"--num_processes": num_processes, "--accelerate_config": accelerate_config}
     return tuple(word for name, value in given.items() if value is not None for word in (name, str(value)))
+
+
+def _launched(
+    recipe: Recipe, num_processes: int | None, accelerate_config: str | None, machines: dict[str, str | int | None]
+) -> int:
+    """Return the exit code of the run in several processes, what they could not do having been refused."""
+    options = launching.machine_options(machines)
+    asked = engines.read_config(launching.config_path(accelerate_config)) if accelerate_config else engines.Asked()
+    engines.check_recipe(recipe.resolved, asked)
+    flags = ("--accelerate_config", "--num_processes", *(f"--{name}" for name in launching.MACHINE_FLAGS))
+    words = [*_without(sys.argv[1:], flags), "--no-rehearse"]
+    on_cpu = bool(recipe.resolved.value("training.use_cpu"))
+    number, count = int(machines["num_machines"] or 1), num_processes
+    if count is None:
+        # On several machines one process each is the least; a configuration says how many there are.
+        count = max(asked.num_processes, number)
+    command = ["hf-peft-recipes", *sys.argv[1:]]
+    return launching.launch(words, count, accelerate_config, on_cpu, command, options, number)
 
 
 def _callbacks(trial: str | None) -> dict[str, Any]:

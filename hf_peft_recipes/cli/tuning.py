@@ -13,7 +13,8 @@ from hf_peft_recipes.budget import parse_budget
 from hf_peft_recipes.cli.flags import parse_flags
 from hf_peft_recipes.cli.printing import print_json, print_rich
 from hf_peft_recipes.cli.recipes import AsJson, Exact, Name
-from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.errors import PreemptedError, UserError
+from hf_peft_recipes.preemption import watching
 
 
 def sweep_command(
@@ -40,13 +41,14 @@ def sweep_command(
 
     The folder gets trials.json, trials.png, best.yaml, and each trial's run.
     """
+    context.with_resource(watching())
     if not space:
         raise UserError("--space is missing: KEY=loguniform(a,b), uniform(a,b), int(a,b) or a|b|c")
     recipe = resolve_recipe(name, parse_flags(context.args), exact=exact)
     folder = sweep_folder(recipe, output_dir)
     try:
         result = recipe.sweep(space, trials=trials, output_dir=folder, metric=metric)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, PreemptedError):
         print(f"what is done stands in {folder}; the same command with --output_dir {folder} goes on", file=sys.stderr)
         raise
     _print_sweep(result, as_json)
@@ -87,6 +89,7 @@ def race_command(
 
     The folder gets race.jsonl, a line a run, and race.png.
     """
+    context.with_resource(watching())
     from hf_peft_recipes.bench.race import make_entrants, run_race
     from hf_peft_recipes.report.race import race_line, race_table
 
@@ -99,7 +102,7 @@ def race_command(
             entrants, folder, metric, busy=busy,
             told=lambda line, fresh: print(race_line(line, fresh), file=sys.stderr, flush=True),
         )  # fmt: skip
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, PreemptedError):
         print(f"what is done stands in {folder}; the same command with --output_dir {folder} goes on", file=sys.stderr)
         raise
     if as_json:

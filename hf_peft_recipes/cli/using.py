@@ -104,7 +104,7 @@ def chat_command(
 
     def write(text: str) -> None:
         if not as_json:
-            print(text, end="", flush=True)
+            print(_as_shown(text), end="", flush=True)
 
     messages = [{"role": "system", "content": system}] if system else []
     if prompt is not None:
@@ -121,6 +121,13 @@ def chat_command(
         print()
         if remembers:
             messages += [turn, {"role": "assistant", "content": answer}]
+
+
+def _as_shown(text: str) -> str:
+    """Return a model's words as a terminal may have them: what it would obey stands there by its code."""
+    from hf_peft_recipes.feedback.people.terminal import visible
+
+    return visible(text) if sys.stdout.isatty() else text
 
 
 def _ask() -> str:

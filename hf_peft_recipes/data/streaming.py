@@ -2,10 +2,15 @@
 
 What that costs: no row has been looked at beforehand, so a bad one stops the run when it is reached (or is dropped and
 counted), and the ledger is whole only at the end.
+
+The stream begins anew where the data end. Upstream would do that too, and lose its place there: a run that goes on from
+a checkpoint would skip rows of the first pass alone, and what is left of a step at the end of a pass would be added to
+the next one's gradient.
 """
 
-from collections.abc import Iterator, Mapping
-from itertools import islice
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count, islice
 from typing import Any
 
 from hf_peft_recipes.data.columns import by_position
@@ -14,7 +19,7 @@ from hf_peft_recipes.data.encoders import Maker
 from hf_peft_recipes.data.formats import Example, detect_format
 from hf_peft_recipes.data.preparation import PreparedData, validation_table
 from hf_peft_recipes.data.reading import Examples, Source, check_loss_on, find_split
-from hf_peft_recipes.data.shapes import SHAPES
+from hf_peft_recipes.data.shapes import SHAPES, Row
 from hf_peft_recipes.data.sources import read_data
 from hf_peft_recipes.data.tokenization import Account, Fingerprints, HeldOut, Policy, entered
 from hf_peft_recipes.errors import UserError
@@ -82,7 +87,7 @@ def tokenize_stream(
     seed: int,
     shape: str = "text",
 ) -> PreparedData:
-    """Return the rows as a stream of token rows; the ledger fills while they are read.
+    """Return the rows as a stream of token rows without an end; the ledger fills while they are read the first time.
 
     Args:
         examples: as `read_stream` returns them.
@@ -97,9 +102,10 @@ def tokenize_stream(
     drops = section["on_bad_row"] == "drop"
     policy = Policy(max_length, section["overlong"], drops, section["min_supervised_tokens"], shape)
     aside = HeldOut(Fingerprints(), Fingerprints.of(examples.set_aside))
-    account = Account()
+    # Upstream looks at the first rows before it trains: whoever reads begins anew, and who came furthest is right.
+    accounts = [Account()]
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def once(account: Account) -> Iterator[Row]:
         corpus = examples.sources[0].corpus
         usable = 0
         for place, found in corpus.looked():
@@ -107,11 +113,37 @@ def tokenize_stream(
                 usable += 1
                 if usable - 1 in corpus.held:
                     continue
-            for row in entered(place, found, renderer, policy, aside, account):
+            yield from entered(place, found, renderer, policy, aside, account)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        accounts.append(Account())
+        for number in count():
+            row, account = None, Account() if number else accounts[-1]
+            for row in _shuffled(once(account), random.Random(f"{seed} {number}")):
                 yield row.columns()
+            if row is None:
+                return
+
+    def ledger() -> dict[str, Any]:
+        furthest = max(accounts, key=lambda account: account.kept + account.reasons.total())
+        return furthest.ledger(max_length) | {"streamed": True}
 
     types = {"tokens": List(Value("int32")), "bool": Value("bool"), "number": Value("int32"), "text": Value("string")}
     features = Features({name: types[kind] for name, kind in SHAPES[shape].columns.items()})
-    stream = IterableDataset.from_generator(rows, features=features).shuffle(seed=seed, buffer_size=_SHUFFLED)
+    stream = IterableDataset.from_generator(rows, features=features)
     validation = validation_table(examples.validation, renderer, policy)
-    return PreparedData(stream, validation, examples.held_out, lambda: account.ledger(max_length) | {"streamed": True})
+    return PreparedData(stream, validation, examples.held_out, ledger)
+
+
+def _shuffled(rows: Iterable[Row], draw: random.Random) -> Iterator[Row]:
+    """Yield each row once, the next one drawn among so many that are read already."""
+    waiting: list[Row] = []
+    for row in rows:
+        if len(waiting) < _SHUFFLED:
+            waiting.append(row)
+            continue
+        at = draw.randrange(_SHUFFLED)
+        waiting[at], row = row, waiting[at]
+        yield row
+    draw.shuffle(waiting)
+    yield from waiting

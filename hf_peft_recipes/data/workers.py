@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from hf_peft_recipes import supervision
 from hf_peft_recipes.errors import RecipeError
 
 Job = TypeVar("Job")
@@ -32,10 +33,15 @@ def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job]) -> list
     """
     if len(jobs) < 2 or not all(_is_large(job) for job in jobs):
         return [function(job) for job in jobs]
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {
+        **os.environ,
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    environment = supervision.bound(environment)
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", "from hf_peft_recipes.data.workers import work; work()"],
+            [sys.executable, "-P", "-c", "from hf_peft_recipes.data.workers import work; work()"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
         )
         for _ in jobs
@@ -54,6 +60,7 @@ def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job]) -> list
 
 def work() -> None:
     """Do the job that stands on standard input; write its result, or its error, to standard output."""
+    supervision.follow_parent()
     function, job = pickle.load(sys.stdin.buffer)
     answer: tuple[Any, RecipeError | None]
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes.redaction import redact
+from hf_peft_recipes.results import open_confided
 
 
 def question_key(*told: Any) -> str:
@@ -37,7 +38,7 @@ class Answers:
             if self._path is None:
                 return
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("ab") as file:
+            with open(self._path, "ab", opener=open_confided) as file:
                 # A line that a kill left half is ended first; it is skipped when the file is read.
                 start = b"\n" if file.tell() and not _ends_whole(self._path) else b""
                 line = redact(json.dumps({"key": key, "texts": list(texts)}, ensure_ascii=False))

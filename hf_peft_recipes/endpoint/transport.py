@@ -13,7 +13,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from hf_peft_recipes.errors import RecipeError, UserError
-from hf_peft_recipes.redaction import MASK, redact
+from hf_peft_recipes.redaction import HUB_TOKEN, MASK, redact
 
 LONGEST_PAUSE_SECONDS = 60.0
 """Between attempts; a server that asks for more is not waited for."""
@@ -21,6 +21,8 @@ _MOST_BYTES = 16 << 20
 _SHOWN_CHARACTERS = 200
 _REFUSED = (401, 403, 404)
 """Statuses that hold for every further question: the key, the permission, the model or the address is wrong."""
+_OF_HUB = ("huggingface.co", "hf.co", "huggingface.cloud")
+"""Domains of the Hub, its router and its endpoints, which take its tokens as keys."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -50,8 +52,16 @@ class Address:
             raise UserError(f"base_url {self.url!r}: an address that begins with http:// or https:// is wanted")
         if parts.username or parts.password:
             raise UserError("base_url holds a name or a password, which would be written down: use api_key_env")
+        if HUB_TOKEN.search(self.key) and not _is_hub(parts.hostname):
+            raise UserError(
+                f"the key is a token of the Hub, which goes to no other server than the Hub's, not {self.url}"
+            )
         if not self.key.isascii() or not self.key.isprintable():
             raise UserError("the key holds characters that no header can hold")
+
+
+def _is_hub(host: str) -> bool:
+    return any(host == domain or host.endswith(f".{domain}") for domain in _OF_HUB)
 
 
 def ask(address: Address, question: bytes, before: Callable[[], None]) -> tuple[Mapping[str, Any], bytes]:

@@ -11,6 +11,7 @@ from hf_peft_recipes.data.json_rows import line_record
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.feedback.record import BadRecordError, FeedbackRecord, read_record
 from hf_peft_recipes.redaction import redact
+from hf_peft_recipes.results import open_confided
 
 JOURNAL_FILE = "feedback.jsonl"
 
@@ -141,7 +142,7 @@ def _held(path: Path) -> Iterator[IO[bytes]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
-        with path.open("a+b") as file:
+        with open(path, "a+b", opener=open_confided) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             if is_new:

@@ -6,14 +6,18 @@ from typing import Any
 
 import torch
 
+from hf_peft_recipes.sharding import is_split
+
 
 @contextmanager
 def inference(model: Any) -> Iterator[None]:
     """Run the block with the model in evaluation mode and without gradients; restore its mode afterwards."""
     training = model.training
     model.eval()
+    # What FSDP gathers in inference mode it could not train with afterwards.
+    apart = torch.no_grad() if is_split(model) else torch.inference_mode()
     try:
-        with torch.inference_mode():
+        with apart:
             yield
     finally:
         model.train(training)

@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,6 +12,7 @@ from hf_peft_recipes.hub.address import Address
 from hf_peft_recipes.hub.client import call, client
 from hf_peft_recipes.hub.contents import may_be_published, model_files
 from hf_peft_recipes.hub.digests import is_same
+from hf_peft_recipes.pickles import WHY, is_pickle
 
 
 def pull(address: Address, folder: Path) -> str:
@@ -35,7 +36,9 @@ def download(repo_id: str, revision: str | None, folder: Path) -> str:
     info = call(repo_id, lambda: client().model_info(repo_id, revision=revision, files_metadata=True))
     wanted = {file.rfilename: file for file in info.siblings or [] if may_be_published(file.rfilename)}
     if not any(name.endswith(".safetensors") for name in wanted):
-        raise UserError(f"{repo_id} holds neither an adapter nor a model (*.safetensors)")
+        pickled = [file.rfilename for file in info.siblings or [] if is_pickle(Path(file.rfilename))]
+        told = f", only {pickled[0]}: {WHY}" if pickled else ""
+        raise UserError(f"{repo_id} holds neither an adapter nor a model (*.safetensors){told}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     needed, free = sum(file.size or 0 for file in wanted.values()), shutil.disk_usage(folder.parent).free
     if needed > free:
@@ -71,15 +74,24 @@ def _fetch(repo_id: str, commit: str, name: str, remote: Any, target: Path) -> N
 
 
 def _check_names(folder: Path) -> None:
-    """Raise a UserError when a config names a file outside of its folder."""
-    for path in folder.glob("*config.json"):
+    """Raise a UserError when a config, or the index of a model, names a file outside of its folder."""
+    for path in [*folder.glob("*config.json"), *folder.glob("*.index.json")]:
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{path.name} is broken JSON: {error}") from None
-        for key, value in config.items() if isinstance(config, Mapping) else ():
-            if key.endswith("_file") and isinstance(value, str) and _leads_out(value):
+        for key, value in _named_files(config):
+            if isinstance(value, str) and _leads_out(value):
                 raise UserError(f"{path.name} names {value!r} as its {key}, outside of its folder; nothing was kept")
+
+
+def _named_files(config: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a config names as a file, and under which key."""
+    if not isinstance(config, Mapping):
+        return
+    yield from ((key, value) for key, value in config.items() if key.endswith("_file"))
+    if isinstance(weights := config.get("weight_map"), Mapping):
+        yield from (("weight", value) for value in weights.values())
 
 
 def _leads_out(name: str) -> bool:

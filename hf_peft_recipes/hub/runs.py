@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from hf_peft_recipes import models, results
-from hf_peft_recipes.errors import RecipeError, UserError
+from hf_peft_recipes import models, preemption, results
+from hf_peft_recipes.errors import PreemptedError, RecipeError, UserError
 from hf_peft_recipes.hub.bases import section_fingerprint
 from hf_peft_recipes.hub.checkpoints import CheckpointPublisher
 from hf_peft_recipes.hub.publishing import push, reserve
@@ -41,10 +41,12 @@ def publish_run(folder: Path, publication: PushRequest, record: dict[str, Any]) 
 
     Raises:
         HubError: the run is done and was not published.
+        PreemptedError: the process was asked to end meanwhile; the run is done.
     """
+    preemption.doing("while publishing a run that is done")
     try:
         record["push"] = push(folder, publication)
-    except RecipeError as error:
+    except (RecipeError, PreemptedError) as error:
         # The run itself is done; the process ends with what became of the push.
         record |= {**results.read_result(folder), "exit_code": error.exit_code}
         results.write_result(folder, record)

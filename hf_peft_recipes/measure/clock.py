@@ -79,6 +79,9 @@ class StepClock(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock; the trainer's own set-up belongs to the phase that ends with the first step."""
+        # What was fed to a step that failed belongs to none, where training goes on in this process.
+        del self._counts[len(self._marks) :]
+        self._summed = (0, 0)
         self._mark = _now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

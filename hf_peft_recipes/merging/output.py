@@ -33,6 +33,7 @@ def save(
     try:
         with _beside(request.target) as folder:
             model.save_pretrained(str(folder), max_shard_size=request.max_shard_size)
+            results.open_weights(folder)
             tokenizer.save_pretrained(str(folder))
             write_statement(folder, statement)
             for name in (RECIPE_FILE, FINGERPRINT_FILE):

@@ -13,6 +13,7 @@ from typing import Any
 
 from hf_peft_recipes import models
 from hf_peft_recipes.errors import UserError, did_you_mean
+from hf_peft_recipes.pickles import adapter_advice
 from hf_peft_recipes.spec import ResolvedRecipe
 
 MERGE_FILE = "merge.json"
@@ -153,7 +154,9 @@ def _check_shard_size(size: int | str) -> None:
 def _adapter_config(folder: Path) -> dict[str, Any]:
     path = folder / _ADAPTER_CONFIG
     if not path.is_file() or not (folder / "adapter_model.safetensors").is_file():
-        raise UserError(f"{str(folder)!r} holds no adapter ({_ADAPTER_CONFIG}, adapter_model.safetensors)")
+        raise UserError(
+            f"{str(folder)!r} holds no adapter ({_ADAPTER_CONFIG}, adapter_model.safetensors){adapter_advice(folder)}"
+        )
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

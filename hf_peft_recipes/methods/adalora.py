@@ -106,6 +106,8 @@ class Ranks(TrainerCallback):
         if min(tinit, tfinal) < 0 or tinit + tfinal >= steps:
             given = " and ".join(f"adapter.{name} = {value}" for name, value in self._named() if value is not None)
             raise UserError(f"{given}: none of the run's {steps} steps is left to take ranks in")
+        # Of a run that goes back, what it had cut since is not cut yet.
+        self.pattern = None
         if state.global_step:
             self._resume(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
@@ -124,7 +126,8 @@ class Ranks(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Let the allocator score all ranks and cut some; the gradients are cleared only after this."""
-        if not self._allocates:
+        if not self._allocates or all(matrix.grad is None for matrix in self._matrices().values()):
+            # A step that is left out says nothing about the ranks.
             return
         config = self._config
         config.rank_pattern = self.pattern

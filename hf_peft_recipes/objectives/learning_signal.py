@@ -2,8 +2,13 @@
 
 from typing import Any
 
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
-class LearningSignal:
+_KEPT = ("batches", "groups", "telling", "warning")
+
+
+class LearningSignal(TrainerCallback, ExportableState):
     """Whether rewards differ among the answers to a prompt: where they never do, there is nothing to learn."""
 
     WARNED_AFTER = 10
@@ -34,6 +39,10 @@ class LearningSignal:
             f"({values}); easier prompts, a gentler reward or a better base is wanted"
         )
         return self.warning
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of it, as upstream has it."""
+        return {"args": {}, "attributes": {name: getattr(self, name) for name in _KEPT}}
 
     def result(self) -> dict[str, Any]:
         """Return the account for `result.json`."""

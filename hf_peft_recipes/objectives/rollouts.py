@@ -7,6 +7,7 @@ must return.
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -15,6 +16,7 @@ from trl.trainer.utils import add_fused_lm_head
 from hf_peft_recipes import models
 from hf_peft_recipes.data import PreparedData
 from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.objectives.answers import read_answers, write_answers
 from hf_peft_recipes.objectives.dpo import reference_of
 from hf_peft_recipes.objectives.learning_signal import LearningSignal
 from hf_peft_recipes.objectives.trainers import House, make_arguments, make_trainer
@@ -27,6 +29,10 @@ class Rollouts(House):
     """Mixed in before upstream's trainer: prompts as they are served, and a look at the rewards."""
 
     signal: LearningSignal
+    _step: int
+    """Micro-batches so far, which say when answers are due."""
+    _buffered_inputs: list[dict[str, Any]] | None
+    """The answers that were drawn last, in as many parts as are learned from in turn."""
 
     def _generate_and_score_completions(self, inputs: Sequence[Mapping[str, Any]]) -> Any:
         self._served = [list(row["prompt_ids"]) for row in inputs]
@@ -46,6 +52,27 @@ class Rollouts(House):
             if warning and PartialState().is_main_process:
                 print(f"warning: {warning}", flush=True, file=sys.stderr)
         return rewards
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Let a checkpoint keep the answers that are to be learned from yet, of every process its own.
+
+        Upstream draws others when it goes on, and counts from there when the next ones are due.
+        """
+        super()._save_rng_state(output_dir)  # type: ignore[misc]
+        learned = self._step % (self.args.steps_per_generation * self.num_iterations) == 0  # type: ignore[attr-defined]
+        write_answers(
+            Path(output_dir), self.args.process_index, self.args.world_size, self._step,
+            [] if learned else self._buffered_inputs or [],
+        )  # fmt: skip
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Take up the answers, and when the next ones are due."""
+        super()._load_rng_state(checkpoint)  # type: ignore[misc]
+        # On another number of processes answers are drawn anew, at the step at which they are due.
+        self._step = self.state.global_step * self.args.gradient_accumulation_steps
+        kept = read_answers(Path(checkpoint), self.args.process_index, self.args.world_size) if checkpoint else None
+        if kept:
+            self._step, self._buffered_inputs = kept[0], kept[1] or None
 
 
 def training_arguments(config_class: Any, arguments: Mapping[str, Any]) -> Any:
@@ -110,6 +137,7 @@ def build_trainer(
         trainer.ref_model = trainer.accelerator.prepare_model(reference, evaluation_mode=True)
         trainer.beta = arguments.beta = beta
     trainer.signal = LearningSignal()
+    trainer.add_callback(trainer.signal)
     trainer.eos_token_ids = models.stop_ids(model.generation_config, tokenizer)
     trainer.generation_config.eos_token_id = trainer.generation_kwargs["eos_token_id"] = trainer.eos_token_ids
     return trainer

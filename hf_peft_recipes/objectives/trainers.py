@@ -5,15 +5,25 @@ from contextlib import contextmanager
 from typing import Any
 
 from hf_peft_recipes.checkpoints.sealed import SealedCheckpoints
+from hf_peft_recipes.checkpoints.split import SplitCheckpoints
 from hf_peft_recipes.data import PreparedData
 from hf_peft_recipes.errors import UserError
 
 
-class House(SealedCheckpoints):
+class House(SplitCheckpoints, SealedCheckpoints):
     """A trainer, mixed in before upstream's: sealed checkpoints, and no model card, which would name a local path."""
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write nothing."""
+
+    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+        """Train nothing where the last step is done; upstream, going on from there, would make one more."""
+        if self.state.global_step >= self.state.max_steps:
+            trainer: Any = self
+            trainer.control.should_training_stop = True
+            return
+        upstream: Any = super()
+        upstream._run_epoch(*arguments, **options)
 
 
 def make_arguments(config_class: Any, arguments: dict[str, Any]) -> Any:

@@ -26,7 +26,9 @@ class Progress(TrainerCallback):
         self._last_line = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Open the bar."""
+        """Open the bar; that of a run which goes back is closed."""
+        if self._bar is not None:
+            self._bar.close()
         self._started, self._last_line = time.perf_counter(), state.global_step
         if sys.stderr.isatty():
             form = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"

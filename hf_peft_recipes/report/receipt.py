@@ -1,4 +1,4 @@
-"""A receipt beside what was found here, as a person reads it."""
+"""A receipt, or an undisturbed run, beside what was found here, as a person reads it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,9 +22,33 @@ def verdict_table(verdict: Mapping[str, Any], made: str) -> Any:
         title_justify="left",
         caption_justify="left",
     )
-    for heading in ("", "", "receipt", "here", "tolerance"):
-        table.add_column(heading, justify="right" if heading in ("receipt", "here") else "left")
-    for check in verdict["checks"]:
+    return _with_checks(table, verdict, "receipt", "here")
+
+
+def resumption_table(found: Mapping[str, Any]) -> Any:
+    """Return a rich table: a row a check.
+
+    Args:
+        found: as `bench.resumption.Resumption.shown` returns it.
+    """
+    from rich.table import Table
+
+    verdict = "is what it is undisturbed" if found["holds"] else "IS NOT WHAT IT IS UNDISTURBED"
+    several = f" on {found['processes']} processes" if found["processes"] > 1 else ""
+    table = Table(
+        title=f"{found['name']}, killed and resumed, {verdict}",
+        caption=f"SIG{found['signal']} after step {found['reached']} of {found['steps']}, resumed from step "
+        f"{found['resumed_from']}{several}",
+        title_justify="left",
+        caption_justify="left",
+    )
+    return _with_checks(table, found, "undisturbed", "resumed")
+
+
+def _with_checks(table: Any, found: Mapping[str, Any], expected: str, here: str) -> Any:
+    for heading in ("", "", expected, here, "tolerance"):
+        table.add_column(heading, justify="right" if heading in (expected, here) else "left")
+    for check in found["checks"]:
         told = "ok" if check["ok"] else "FAILED"
         style = "" if check["ok"] else "bold"
         table.add_row(told, check["name"], check["expected"], check["found"], check["tolerance"], style=style)

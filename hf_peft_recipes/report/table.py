@@ -57,6 +57,7 @@ def run_table(record: Mapping[str, Any]) -> Any:
         "tokens/s": f"{measured['tokens_per_second']:,.0f}" if measured["tokens_per_second"] else "-",
         "peak memory": f"{measured['peak_memory_bytes'] / GIB:.2f} GiB" if measured["peak_memory_bytes"] else "-",
         **({"steps": _stopped(stopping)} if stopping else {}),
+        **_mishaps(record),
         "folder": record["output_dir"],
     }.items():
         table.add_row(name, "", value)
@@ -106,6 +107,24 @@ def _stopped(stopping: Mapping[str, Any]) -> str:
     ended = f"stopped at {stopping['steps']:,} of" if stopping["stopped_early"] else "all"
     best = f"{str(stopping['metric']).replace('_', ' ')} {stopping['best_value']:.4g}"
     return f"{ended} {stopping['planned_steps']:,}; saved is {stopping['best_step']:,} ({best})"
+
+
+def _mishaps(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return what happened to a run on its way, a line a kind; nothing of one that had it easy."""
+    recoveries = record.get("recoveries") or []
+    left_out = [str(one["step"]) for one in recoveries if one["kind"] == "rollback"]
+    smaller = [one for one in recoveries if one["kind"] == "smaller_micro_batch"]
+    spikes = [f"{spike['loss']:.4g} at {spike['step']}" for spike in record.get("spikes") or []]
+    rows = {
+        "steps left out": f"{', '.join(left_out)} (not finite)" if left_out else "",
+        "rows at a time": "",
+        "loss spikes": f"{', '.join(spikes[:3])}{f' and {len(spikes) - 3} more' if len(spikes) > 3 else ''}",
+    }
+    if smaller:
+        last = smaller[-1]
+        shared = f"{last['per_device_train_batch_size']} × {last['gradient_accumulation_steps']}"
+        rows["rows at a time"] = f"{shared} from step {smaller[0]['step']} on: out of memory"
+    return {name: value for name, value in rows.items() if value}
 
 
 def _size(number: int) -> str:

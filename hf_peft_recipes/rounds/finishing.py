@@ -125,5 +125,5 @@ def clear_rounds(folder: Path) -> None:
     for path in (*folder.glob("round-*"), folder / "comparison"):
         if path.is_dir():
             shutil.rmtree(path)
-    for name in (PLOT_FILE, JOURNAL_FILE, "judge.jsonl", "rounds.lock"):
+    for name in (PLOT_FILE, JOURNAL_FILE, "judge.jsonl"):
         (folder / name).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_peft_recipes import preemption
 from hf_peft_recipes.errors import NotTrainedError, WaitingError
 from hf_peft_recipes.feedback.record import FeedbackRecord
 from hf_peft_recipes.feedback.samples import Sample, read_samples, write_samples
@@ -61,6 +62,7 @@ def run_rounds(course: Course, train: Train, told: Callable[[Account], None]) ->
         folder = RoundFolder(course.folder, number)
         account = read_json(folder.account)
         if account is None:
+            preemption.doing(f"in round {number}")
             account = _run_round(course, folder, standing, start, train)
             write_json(folder.account, account)
         told(account)

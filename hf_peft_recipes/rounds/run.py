@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hf_peft_recipes import results
-from hf_peft_recipes.errors import UserError, WaitingError
+from hf_peft_recipes import preemption, results
+from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.feedback.asking import Source
 from hf_peft_recipes.hub.request import PushRequest
 from hf_peft_recipes.hub.runs import publish_run, reserve_place
@@ -49,6 +49,7 @@ def run(
         WaitingError: people are to judge first.
         SourceError: the source failed too often.
         NotTrainedError: no round was better than the start.
+        PreemptedError: the process was asked to end; what is done is not done again.
     """
     if request.dry_run:
         raise UserError("a dry run has no rounds; try --feedback.rounds 1 --feedback.prompts 8 --max_steps 1")
@@ -66,24 +67,22 @@ def run(
         clear_run(folder)
         clear_rounds(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with results.sole_writer(folder, "rounds"):
-        record = begin_record(recipe, request, examined, 1)
-        record["data"] = data_record(recipe, examined, course.renderer, course.checks, course.ledger)
-        results.write_text(folder / results.RECIPE_FILE, recipe_file(with_absolute_paths(recipe)))
-        results.write_result(folder, record)
-        try:
-            standing, accounts = run_rounds(course, train, told)
-            finish(course, standing, accounts, record, examined.examples.held_out_split)
-            if settings.compare:
-                record["feedback"]["comparison"] = compare(course, accounts, train, told)
-            record |= {"status": "done", "exit_code": 0}
-        except BaseException as error:
-            code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
-            status = "waiting" if isinstance(error, WaitingError) else "failed"
-            record |= {"status": status, "exit_code": code, "error": f"{type(error).__name__}: {error}"}
-            raise
-        finally:
-            record["measured"]["total_seconds"] = time.perf_counter() - began
+    record = begin_record(recipe, request, examined, 1)
+    record["data"] = data_record(recipe, examined, course.renderer, course.checks, course.ledger)
+    results.write_text(folder / results.RECIPE_FILE, recipe_file(with_absolute_paths(recipe)))
+    results.write_result(folder, record)
+    try:
+        standing, accounts = run_rounds(course, train, told)
+        finish(course, standing, accounts, record, examined.examples.held_out_split)
+        if settings.compare:
+            record["feedback"]["comparison"] = compare(course, accounts, train, told)
+        record |= {"status": "done", "exit_code": 0}
+    except BaseException as error:
+        record |= results.ending(error)
+        raise
+    finally:
+        record["measured"]["total_seconds"] = time.perf_counter() - began
+        with preemption.deferred():
             results.write_result(folder, record)
     if publication:
         publish_run(folder, publication, record)

@@ -14,6 +14,7 @@ from hf_peft_recipes.errors import RewardError, UserError
 from hf_peft_recipes.scorers.arguments import told
 from hf_peft_recipes.scorers.configured import ConfiguredScorer, read_scorers
 from hf_peft_recipes.spec import ResolvedRecipe
+from hf_peft_recipes.spec.entries import is_of_hub
 from hf_peft_recipes.spec.objectives import objective_facts
 
 ENTRY = ("rewards", "functions")
@@ -149,7 +150,7 @@ def read_rewards(recipe: ResolvedRecipe, callables: dict[str, Callable[..., Any]
         )
     named = entry.value if isinstance(entry.value, list) else [entry.value]
     words = [str(word["scorer"] if isinstance(word, dict) and "scorer" in word else word) for word in named]
-    if entry.origin.startswith("hub:") and any(":" in word for word in words):
+    if is_of_hub(entry.origin) and any(":" in word for word in words):
         raise UserError(f"rewards (from {entry.origin}) name code of this machine: who runs it does, by --rewards")
     allowed = bool(recipe.value("allow_code_execution"))
     scorers = read_scorers(named, entry.origin, callables or {}, allowed)

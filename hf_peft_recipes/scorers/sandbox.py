@@ -1,9 +1,11 @@
 """Code of a model, run apart: another process with limits, no network and no secrets, whose verdict is not its word.
 
 What holds: a process group and, where the kernel lets a user have them, namespaces of its own (no network, and no
-process outlives it), limits of `resource`, an empty environment, a temporary folder outside of which Python neither
-reads nor writes, output that is cut. What does not: this is no virtual machine. Python's audit hooks stop what goes
-through Python; native code of an installed package, or one that knows this file by heart, could get past them.
+process outlives it), limits of `resource`, an empty environment, output that is cut; and a temporary folder outside of
+which nothing is written, and nothing but libraries is read. That the kernel sees to where it has Landlock (Linux 5.13),
+native code included, and no program can be started. Elsewhere Python's audit hooks alone do, which stop what goes
+through Python: native code, or an answer that knows this file by heart, gets past them. It is no virtual machine either
+way.
 """
 
 import os
@@ -17,6 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from hf_peft_recipes.scorers.harness import landlock_version
 
 _GRACE_SECONDS = 2.0
 """An interpreter needs some of its own to start, on a machine that is busy."""
@@ -54,7 +58,7 @@ def run_code(code: str, tests: str, seconds: float, memory_mib: int) -> Verdict:
         os.write(asked[1], word)
         os.close(asked[1])
         handles = (asked[0], answered[1], told[1])
-        limits = [str(value) for value in (seconds, memory_mib << 20, _OUTPUT_BYTES, *handles)]
+        limits = [str(value) for value in (seconds, memory_mib << 20, _OUTPUT_BYTES, landlock(), *handles)]
         started = time.monotonic()
         try:
             process = subprocess.Popen(
@@ -96,6 +100,15 @@ def _one_line(said: bytes) -> str:
     text = "".join(character if character.isprintable() else " " for character in said.decode("utf-8", "replace"))
     line = " ".join(text.split())
     return line if len(line) <= _REASON_CHARACTERS else f"{line[:_REASON_CHARACTERS]}…"
+
+
+@cache
+def landlock() -> int:
+    """Return which version of Landlock keeps the code to its files; 0 where the kernel has none."""
+    try:
+        return landlock_version()
+    except (OSError, AttributeError):
+        return 0
 
 
 @cache

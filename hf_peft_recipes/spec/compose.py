@@ -7,7 +7,17 @@ from typing import Any
 
 from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.spec import strict_yaml
-from hf_peft_recipes.spec.entries import SCALARS, SECTIONS, USERS_DECISIONS, Entries, Entry, Path, leaves
+from hf_peft_recipes.spec.entries import (
+    HUB_ORIGIN,
+    SCALARS,
+    SECTIONS,
+    Entries,
+    Entry,
+    Path,
+    is_of_hub,
+    leaves,
+    users_decision,
+)
 
 DEFAULT_METHOD, DEFAULT_OBJECTIVE = "lora", "sft"
 _METHOD_SECTIONS = ("model", "quantization", "adapter", "scale")
@@ -159,6 +169,10 @@ def _line(name: str, lookup: Lookup, below: tuple[str, ...]) -> list[Part]:
     part = load_part(name, lookup)
     if part.origin in below:
         raise UserError(f"{part.origin}: extends itself by way of {' -> '.join([*below, part.origin])}")
+    if is_of_hub(part.origin) and (local := next(filter(_is_local, part.parents), None)):
+        raise UserError(
+            f"{part.origin}: extends {local!r}, a file of this machine: a recipe of the Hub cannot name one"
+        )
     parents = [_line(parent, lookup, (*below, part.origin)) for parent in part.parents]
     parents.sort(key=lambda line: _has(line, _METHOD_SECTIONS))
     ancestors = {ancestor.origin: ancestor for line in parents for ancestor in line}
@@ -193,11 +207,11 @@ def _merge(name: str, parts: list[Part], exact: bool) -> Composition:
         for path, value in leaves(own):
             if value == {}:
                 continue
-            if path in USERS_DECISIONS:
-                raise UserError(f"{part.origin}: {path[-1]} is a decision of who runs the recipe: pass the flag")
+            refuse_users_decision(path, part.origin)
             entries.put(path, Entry(value, part.origin, part.comments.get(path, ""), scalable, layer))
         for dotted, chosen in {} if exact else part.raw.get("chosen_for_device", {}).items():
             path = tuple(dotted.split("."))
+            refuse_users_decision(path, part.origin)
             entries.drop(path)
             if "otherwise" in chosen:
                 entries.put(path, Entry(chosen["otherwise"], part.origin, layer=layer))
@@ -207,7 +221,20 @@ def _merge(name: str, parts: list[Part], exact: bool) -> Composition:
     return Composition(name, parts, entries, rules, scale)
 
 
+def refuse_users_decision(path: Path, origin: str) -> None:
+    """Raise a UserError where a recipe sets, or a rule of it would, what lets code run that is not ours."""
+    if decision := users_decision(path):
+        raise UserError(f"{origin}: {decision[-1]} is a decision of who runs the recipe: pass the flag")
+
+
+def _is_local(name: str) -> bool:
+    is_path = "/" in name or "\\" in name or name.endswith((".yaml", ".yml"))
+    return is_path and not name.startswith(HUB_ORIGIN)
+
+
 def _rule(raw: Any, part: Part, scalable: bool, layer: int) -> Rule:
     if not isinstance(raw, Mapping) or set(raw) != {"when", "set", "why"}:
         raise UserError(f"{part.origin}: a rule has exactly the keys when, set and why: {raw!r}")
+    for dotted in raw["set"]:
+        refuse_users_decision(tuple(str(dotted).split(".")), part.origin)
     return Rule(dict(raw["when"]), dict(raw["set"]), str(raw["why"]), part.origin, scalable, layer)

@@ -12,8 +12,19 @@ SECTIONS = ("model", "quantization", "adapter", "training", "data", "evaluation"
 SCALARS = ("objective", "speed", "certify", "allow_code_execution")
 """The keys of a recipe that are no section."""
 
-USERS_DECISIONS: tuple[Path, ...] = (("model", "trust_remote_code"), ("allow_code_execution",))
-"""What lets code run that is not ours: flags only, which no recipe may set, nor the recipe of a run keep."""
+USERS_DECISIONS: tuple[Path, ...] = (
+    ("model", "trust_remote_code"),
+    ("model", "use_kernels"),
+    ("model", "allow_all_kernels"),
+    ("model", "kernel_config"),
+    ("allow_code_execution",),
+)
+"""What lets code run that is not ours: flags only, which no recipe may set, nor the recipe of a run keep. Kernels are
+native code that transformers takes from the Hub."""
+
+HUB_ORIGIN = "hub:"
+"""How the origin of a recipe begins that the Hub holds."""
+_OF_RULE = "rule of "
 
 GIVEN = 1_000_000
 """The layer of what the user gave, above every file."""
@@ -31,6 +42,26 @@ class Entry:
     """Whether the value was stated for full fine-tuning by an objective, so that a method's `scale` applies to it."""
     layer: int = 0
     """The position of the file among those that were merged; a rule yields to the files that come after its own."""
+
+
+def rule_origin(origin: str, conditions: str) -> str:
+    """Return the origin of a value that a rule has set.
+
+    Args:
+        origin: of the file with the rule.
+        conditions: on which it was set.
+    """
+    return f"{_OF_RULE}{origin} ({conditions})"
+
+
+def is_of_hub(origin: str) -> bool:
+    """Return whether a value comes from a recipe of the Hub, whether it stands there or a rule there sets it."""
+    return origin.removeprefix(_OF_RULE).startswith(HUB_ORIGIN)
+
+
+def users_decision(path: Path) -> Path | None:
+    """Return the decision of who runs a recipe that a value is, or is a part of; None where it is none."""
+    return next((decision for decision in USERS_DECISIONS if path[: len(decision)] == decision), None)
 
 
 class Entries(dict[Path, Entry]):

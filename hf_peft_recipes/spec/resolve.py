@@ -7,8 +7,8 @@ from typing import Any
 
 from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.spec import strict_yaml
-from hf_peft_recipes.spec.compose import Composition, Rule
-from hf_peft_recipes.spec.entries import GIVEN, SCALARS, SECTIONS, Entries, Entry, Path, leaves
+from hf_peft_recipes.spec.compose import Composition, Rule, refuse_users_decision
+from hf_peft_recipes.spec.entries import GIVEN, SCALARS, SECTIONS, Entries, Entry, Path, leaves, rule_origin
 from hf_peft_recipes.spec.objectives import OBJECTIVES, objective_facts
 from hf_peft_recipes.spec.pairings import check_pairing
 from hf_peft_recipes.spec.quantized import check_quantized
@@ -106,6 +106,9 @@ def resolve(composition: Composition, overrides: Sequence[Override], facts: Mapp
     entries = _over(entries, flags)
     for path, entry in list(entries.items()):
         check_path(path, entry.origin, fields)
+        if path not in flags:
+            # However it came there: the parts are checked too, with words that name the file.
+            refuse_users_decision(path, entry.origin)
         entry = entries[path] = replace(entry, value=as_share(path, entry.value))
         check_value(path, entry.value, entry.origin, fields)
     _check_whole(composition.name, entries)
@@ -225,7 +228,7 @@ def _apply_rule(rule: Rule, entries: Entries, before: dict[Path, Entry], fields:
             before.pop(path, None)
         # What was chosen for the run itself, rules about the device leave alone.
         layer = rule.layer if rule.asks_device else GIVEN - 1
-        entries.put(path, Entry(value, f"rule of {rule.origin} ({conditions})", rule.why, rule.scalable, layer))
+        entries.put(path, Entry(value, rule_origin(rule.origin, conditions), rule.why, rule.scalable, layer))
 
 
 def _yaml_word(value: Any) -> str:

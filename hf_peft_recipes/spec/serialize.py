@@ -1,6 +1,7 @@
 """A resolved recipe as people and programs read it: the table of `show`, and the `recipe.yaml` of a run."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ def shown(recipe: ResolvedRecipe) -> dict[str, Any]:
         elif recipe.entries.has_section(section):
             table[section] = None
     return table
+
+
+def decision_words(recipe: ResolvedRecipe) -> list[str]:
+    """Return the flags that hand on to a process what who runs the recipe has decided: it stands in no recipe file."""
+    given = [(path, recipe.value(".".join(path))) for path in USERS_DECISIONS]
+    return [word for path, value in given if value is not None for word in (f"--{'.'.join(path)}", json.dumps(value))]
 
 
 def recipe_file(recipe: ResolvedRecipe) -> str:

@@ -25,6 +25,10 @@ _SCALARS = (
 )
 
 
+_MOST_NODES = 200_000
+"""Keys and values of a document; the largest recipe has some hundred."""
+
+
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
@@ -94,7 +98,9 @@ class _Dumper(yaml.SafeDumper):
 def _compose(text: str, origin: str) -> Any:
     loader = _Loader(text)
     try:
-        return loader.get_single_node()
+        node = loader.get_single_node()
+        _check_size(node, origin)
+        return node
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise UserError(f"{origin}:{line}: broken YAML: {error.problem or error.context}") from None
@@ -102,6 +108,19 @@ def _compose(text: str, origin: str) -> Any:
         raise UserError(f"{origin}: broken YAML: {str(error).splitlines()[0]}") from None
     finally:
         loader.dispose()
+
+
+def _check_size(node: Any, origin: str) -> None:
+    """Raise a UserError where aliases make more of a text than can be meant, or a value a part of itself."""
+    waiting, seen = [node], 0
+    while waiting:
+        inner = waiting.pop()
+        if (seen := seen + 1) > _MOST_NODES:
+            raise UserError(f"{origin}: its aliases (*name) come to more than {_MOST_NODES:,} values, or to no end")
+        if isinstance(inner, yaml.MappingNode):
+            waiting += [part for pair in inner.value for part in pair]
+        elif isinstance(inner, yaml.SequenceNode):
+            waiting += inner.value
 
 
 def _construct(node: Any, origin: str) -> Any:

@@ -9,6 +9,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import URL
 
+from hf_peft_recipes.redaction import redact
 from hf_peft_recipes.sweep.plan import Sweep
 from hf_peft_recipes.sweep.space import CHOICE, Dimension
 
@@ -48,9 +49,9 @@ class Study:
             trial.set_user_attr("cut_off", True)
         self.fail(trial, why)
 
-    def interrupt(self, trial: Trial) -> None:
-        """Take the running trial for failed because of the keyboard, and let its values be tried again."""
-        self.give_up(trial, self._frozen(trial.number), "cut off: interrupted from the keyboard")
+    def interrupt(self, trial: Trial, why: str) -> None:
+        """Take the running trial for failed because the sweep is to end, and let its values be tried again."""
+        self.give_up(trial, self._frozen(trial.number), f"cut off: {why}")
 
     def ask(self) -> Trial:
         """Return the next trial, with its values."""
@@ -69,7 +70,7 @@ class Study:
 
     def fail(self, trial: Trial, why: str, exit_code: int | None = None, starved: bool = False) -> None:
         """Tell that a trial failed: why, its process's exit code, and whether it was for want of memory."""
-        for key, value in {"error": why, "exit_code": exit_code, "starved": starved}.items():
+        for key, value in {"error": redact(why), "exit_code": exit_code, "starved": starved}.items():
             trial.set_user_attr(key, value)
         self._study.tell(trial.number, state=TrialState.FAIL)
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_peft_recipes.errors import RecipeError, UserError
+from hf_peft_recipes.errors import PreemptedError, RecipeError, UserError
 from hf_peft_recipes.fresh_process import Finished, outcome, run_verb
+from hf_peft_recipes.lock import sole_writer
 from hf_peft_recipes.report.sweep_plot import plot_trials
-from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE, sole_writer, write_text
+from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE, write_text
 from hf_peft_recipes.spec import ResolvedRecipe, recipe_file
-from hf_peft_recipes.spec.serialize import with_absolute_paths
+from hf_peft_recipes.spec.serialize import decision_words, with_absolute_paths
 from hf_peft_recipes.sweep.plan import HELD_OUT_LOSS, SCHEMA_VERSION, Decide, Sweep
 from hf_peft_recipes.sweep.study import CUT_OFF, STUDY_FILE, Study
 
@@ -69,7 +70,10 @@ def run_trials(
                 try:
                     _run_trial(folder, sweep, study, trial, decide, execute)
                 except KeyboardInterrupt:
-                    study.interrupt(trial)
+                    study.interrupt(trial, "interrupted from the keyboard")
+                    raise
+                except PreemptedError as error:
+                    study.interrupt(trial, str(error))
                     raise
                 summary = summarize(folder, sweep, study, decide)
                 told(summary["trials"][-1], summary)
@@ -85,9 +89,7 @@ def run_fresh(job: Job) -> tuple[Finished, Record | None]:
         file = Path(scratch) / RECIPE_FILE
         write_text(file, recipe_file(job.recipe))
         words = ["--exact", "--no-rehearse", "--output_dir", str(job.folder), "--trial", f"{job.study}:{job.number}"]
-        # It never stands in a file.
-        if job.recipe.value("model.trust_remote_code"):
-            words += ["--trust_remote_code", "true"]
+        words += decision_words(job.recipe)
         finished = run_verb("train", str(file), *words)
     return finished, read_record(job.folder)
 

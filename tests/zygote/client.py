@@ -37,7 +37,7 @@ def groups() -> list[int]:
 
 def part_of(words: list[str]) -> list[str] | None:
     """Return what of a command line a fork runs: `-m` with a module, or `-c` with code, and its words; None for others."""
-    while words[:1] == ["-u"]:
+    while words[:1] in (["-u"], ["-P"]):
         words = words[1:]
     kind, what = words[:2] if len(words) > 1 else ("", "")
     if kind == "-m" and what.split(".")[0] in MODULES:
@@ -50,7 +50,7 @@ def forked(words: list[str]) -> _socket.socket | None:
     part = part_of(words)
     if part is None or any(map(os.isatty, (0, 1, 2))):
         return None
-    told = marshal.dumps([part, part != words, os.getcwd(), dict(os.environ), situation(), groups()])
+    told = marshal.dumps([part, words[: len(words) - len(part)], os.getcwd(), dict(os.environ), situation(), groups()])
     if len(told) > AT_MOST_BYTES:
         return None
     for zygote in ("whole", "bare"):

@@ -38,6 +38,8 @@ FREE = (
     "RANK", "LOCAL_", "GROUP_", "ROLE_", "WORLD_SIZE", "TORCHINDUCTOR_CACHE_DIR", "MASTER_",
 )  # fmt: skip
 """Those that are read when they are needed, or looked at here."""
+PARENT = "HF_PEFT_RECIPES_PARENT"
+"""Names the process that a command is to end with, `supervision.bound`: looked after here, being the fork's no parent."""
 OURS = str(Path(__file__).resolve().parent.parent.parent)
 USUAL = dict(os.environ)
 SITUATION = client.situation()
@@ -52,7 +54,8 @@ class Command:
     """A command line that a fork is to run."""
 
     words: list[str]
-    unbuffered: bool
+    flags: list[str]
+    """Of Python itself, `-u` and `-P`."""
     folder: str
     environment: dict[str, str]
     situation: list[object]
@@ -82,10 +85,12 @@ class Command:
         for name in USUAL.keys() - self.environment.keys():
             os.environ.pop(name, None)
         os.environ.update(self.environment)
-        sys.path[:] = [self.folder, *self.paths(), *INSTALLED]
+        # The client, which ends as the fork does, follows in its place.
+        os.environ.pop(PARENT, None)
+        sys.path[:] = [*([] if "-P" in self.flags else [self.folder]), *self.paths(), *INSTALLED]
         sys.executable = sys.argv[1]
         kind, what, *sys.argv[1:] = self.words
-        if self.unbuffered:
+        if "-u" in self.flags:
             sys.stdout.reconfigure(line_buffering=True)
         importlib.invalidate_caches()
         # Python's own generator is seeded anew by a fork, numpy's is not.
@@ -132,6 +137,7 @@ class Zygote:
     def __init__(self, listener: socket.socket, missing: tuple[str, ...] = ()) -> None:
         self._listener, self._missing, self._whole = listener, missing, bool(missing)
         self._forks: dict[int, tuple[int, socket.socket]] = {}
+        self._parents: dict[int, int] = {}
         self._selector = selectors.DefaultSelector()
         self._selector.register(0, selectors.EVENT_READ)
         self._selector.register(listener, selectors.EVENT_READ)
@@ -147,6 +153,8 @@ class Zygote:
                         return command
                 elif key.fd in self._forks:
                     self._end(key.fd)
+                elif key.fd in self._parents:
+                    self._orphan(key.fd)
                 elif key.fd in self._selector.get_map():
                     self._hand_on(key.data, key.fileobj)
 
@@ -163,19 +171,37 @@ class Zygote:
                 # A copy of another command's connection would keep its end from being seen.
                 for held in (self._selector, self._listener, connection, *(other for _, other in self._forks.values())):
                     held.close()
-                for end in self._forks:
+                for end in (*self._forks, *self._parents):
                     os.close(end)
                 return command
             end = os.pidfd_open(pid)
             self._forks[end] = pid, connection
             self._selector.register(end, selectors.EVENT_READ)
             self._selector.register(connection, selectors.EVENT_READ, pid)
+            if parent := command.environment.get(PARENT):
+                self._follow(int(parent), pid)
         for handle in handles:
             os.close(handle)
         connection.send(answer.encode())
         if answer != "fork":
             connection.close()
         return None
+
+    def _follow(self, parent: int, pid: int) -> None:
+        """Let a fork be asked to end where the process has ended on whose behalf it runs."""
+        try:
+            self._parents[end := os.pidfd_open(parent)] = pid
+        except ProcessLookupError:
+            os.kill(pid, signal.SIGTERM)
+        else:
+            self._selector.register(end, selectors.EVENT_READ)
+
+    def _orphan(self, end: int) -> None:
+        self._selector.unregister(end)
+        os.close(end)
+        pid = self._parents.pop(end)
+        if any(pid == fork for fork, _ in self._forks.values()):
+            os.kill(pid, signal.SIGTERM)
 
     def _hand_on(self, pid: int, connection: socket.socket) -> None:
         if told := connection.recv(1):
@@ -187,6 +213,10 @@ class Zygote:
 
     def _end(self, end: int) -> None:
         pid, connection = self._forks.pop(end)
+        for parent in [one for one, fork in self._parents.items() if fork == pid]:
+            self._selector.unregister(parent)
+            os.close(parent)
+            del self._parents[parent]
         self._selector.unregister(end)
         os.close(end)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.results import open_confided
 
 LEASE_SECONDS = 600
 """How long somebody may look at a sample before it is given to another too."""
@@ -71,7 +72,7 @@ class Leases:
     @contextmanager
     def _open(self) -> Iterator[_Held]:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a+") as file:
+        with open(self._path, "a+", opener=open_confided) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             before = file.read()
@@ -95,7 +96,7 @@ def alone(journal: Path, person: str) -> Iterator[None]:
         UserError: another process holds it.
     """
     path = journal.with_name(f".{journal.name}.{person}.lock")
-    with path.open("w") as lock:
+    with open(path, "w", opener=open_confided) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

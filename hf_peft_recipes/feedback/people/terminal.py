@@ -17,6 +17,7 @@ from hf_peft_recipes.feedback.people.leases import alone
 from hf_peft_recipes.feedback.people.queue import Queue
 from hf_peft_recipes.feedback.record import FeedbackRecord
 from hf_peft_recipes.feedback.samples import Sample
+from hf_peft_recipes.results import open_confided
 
 _HINTS = "a accept   r reject   e edit   c critique   s skip   u undo   q quit"
 # Completions are not to move the cursor, write to the clipboard, or turn the direction of what follows.
@@ -130,7 +131,8 @@ class _Sitting:
         draft, said = self._draft(sample), self._queue.said(sample.id).get(self._person)
         if not draft.exists():
             before = said.correction if said is not None else None
-            draft.write_text(f"{sample.completion if before is None else before}\n", encoding="utf-8")
+            with open(draft, "w", encoding="utf-8", opener=open_confided) as file:
+                file.write(f"{sample.completion if before is None else before}\n")
         self._start_editor(draft)
         correction = draft.read_text(encoding="utf-8", errors="replace")
         try:

@@ -20,7 +20,9 @@ def kept_token(name: str) -> str:
     from huggingface_hub.constants import HF_HOME
 
     path = Path(HF_HOME) / "hf_peft_recipes" / "feedback" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.parent.mkdir(parents=True, exist_ok=True)
+    # Who can write there could put a token of their own in its place.
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     if not path.is_file() or not _TOKEN.fullmatch(path.read_text(encoding="utf-8")):
         # Whole or not at all, as an empty one would be anybody's; mkstemp's files are their owner's.
         handle, temporary = tempfile.mkstemp(dir=path.parent)

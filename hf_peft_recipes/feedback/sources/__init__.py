@@ -11,6 +11,7 @@ from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.feedback.asking import Source
 from hf_peft_recipes.feedback.sources.options import check_options
 from hf_peft_recipes.scorers.arguments import import_function, require_permission
+from hf_peft_recipes.spec.entries import is_of_hub
 
 SOURCES = {
     "exact": "checker:exact",
@@ -57,7 +58,7 @@ def open_source(
     if name in callables:
         return _own(name, callables[name], True, options, origin)
     foreign = None if ":" in name or name in SOURCES else _entry_point(name, origin)
-    if origin.startswith("hub:") and (name in _OF_WHO_RUNS or name not in SOURCES):
+    if is_of_hub(origin) and (name in _OF_WHO_RUNS or name not in SOURCES):
         raise UserError(
             f"source {name!r} (from {origin}) uses code, files or servers of this machine: who runs it does"
         )
