@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hf_peft_recipes.device import detect_device
+
 PYTHON = sys.executable
 """The real one."""
 _HERE = Path(__file__).parent
@@ -28,7 +30,8 @@ _HERE = Path(__file__).parent
 @contextmanager
 def started() -> Iterator[None]:
     """Let `sys.executable` be the client of a zygote; leave it as it is where there can be none."""
-    if sys.platform != "linux":
+    # What CUDA has begun in a process, its forks cannot use.
+    if sys.platform != "linux" or detect_device().kind != "cpu":
         yield
         return
     with tempfile.TemporaryDirectory(prefix="zygote-") as folder:

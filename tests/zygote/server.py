@@ -112,14 +112,7 @@ def answer_to(command: Command, whole: bool) -> str:
     answer = "real" if others else "bare" if whole and differs else "fork"
     if LOG and answer != "bare":
         with Path(LOG).open("a", encoding="utf-8") as file:
-            print(
-                answer,
-                *others,
-                USUAL.get("PYTEST_XDIST_WORKER", ""),
-                command.environment.get("PYTEST_CURRENT_TEST"),
-                *command.words,
-                file=file,
-            )
+            print(answer, *others, command.environment.get("PYTEST_CURRENT_TEST"), *command.words, file=file)
     return answer
 
 
