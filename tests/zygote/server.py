@@ -36,8 +36,9 @@ HUBS = ("HF_", "HUGGING_FACE_HUB_TOKEN", "TRANSFORMERS_OFFLINE", "DO_NOT_TRACK",
 FREE = (
     "HF_PEFT_RECIPES_", "PYTEST_CURRENT_TEST", "COLUMNS", "LINES", "NO_COLOR", "PYTHONPATH", "ACCELERATE_", "TORCHELASTIC_", "TORCH_NCCL_",
     "RANK", "LOCAL_", "GROUP_", "ROLE_", "WORLD_SIZE", "TORCHINDUCTOR_CACHE_DIR", "MASTER_",
+    "KMP_",
 )  # fmt: skip
-"""Those that are read when they are needed, or looked at here."""
+"""Those that are read when they are needed, or looked at here; or set by what tests happen to import, as by scikit-learn."""
 PARENT = "HF_PEFT_RECIPES_PARENT"
 """Names the process that a command is to end with, `supervision.bound`: looked after here, being the fork's no parent."""
 OURS = str(Path(__file__).resolve().parent.parent.parent)
@@ -111,8 +112,9 @@ def answer_to(command: Command, whole: bool) -> str:
     others += ["the session"] if command.groups[0] not in (0, SESSION) else []
     answer = "real" if others else "bare" if whole and differs else "fork"
     if LOG and answer != "bare":
+        told = " ".join([answer, *others, command.environment.get("PYTEST_CURRENT_TEST", "-"), *command.words])
         with Path(LOG).open("a", encoding="utf-8") as file:
-            print(answer, *others, command.environment.get("PYTEST_CURRENT_TEST"), *command.words, file=file)
+            print(told.replace("\n", "\\n"), file=file)
     return answer
 
 
