@@ -354,7 +354,7 @@ def test_a_signal_while_a_run_is_pushed_leaves_it_done_and_unpublished(scratch, 
             "--base_model",
             "me/base",
         ]
-        with Zygote(variables) as zygote:
+        with Zygote(variables, whole=True) as zygote:
             done = zygote.do("command_line", words=told, phase="pushing", number=int(number))
             assert (done["code"], done["orphans"]) == (-9 if number == signal.SIGKILL else 10, 0), done["said"]
             assert WEIGHTS not in hub.files("me/trained")
