@@ -22,6 +22,7 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # Started in the background of a shell, tests would hand on to their processes that Ctrl-C is to be ignored.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 PUBLIC = Path(os.environ.get("HF_PEFT_RECIPES_PUBLIC_DATA", ROOT.parent / "shared"))
 FAST = {
     "evaluation.max_rows": 16, "data.validation_rows": 8, "eval_strategy": "no", "save_strategy": "no", "certify": "off",

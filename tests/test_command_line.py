@@ -20,6 +20,7 @@ from hf_peft_recipes.errors import EXIT_CODES
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes", "numpy", "pydantic")
 
 
+@pytest.mark.usefixtures("real_processes")
 def test_list(command):
     printed = command("list")
     assert printed.returncode == 0
@@ -223,6 +224,7 @@ def test_a_terminal_gets_one_bar(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("real_processes")
 def test_inspect_shows_the_row_that_is_asked_for(command, jsonl, rows):
     shown = command("inspect", "lora", "--dataset", jsonl, "--row", 5, "--json")
     assert shown.returncode == 0, shown.stderr

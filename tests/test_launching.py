@@ -58,6 +58,7 @@ def test_accelerate_with_one_process(tmp_path):
     assert record(tmp_path / "out")["hardware"]["processes"] == 1
 
 
+@pytest.mark.usefixtures("real_processes")
 def test_accelerate_with_two_processes_is_one_run(tmp_path):
     finished = accelerate(
         [

@@ -453,6 +453,7 @@ def test_gguf_by_the_converter_that_is_installed(merged_qlora, tmp_path, monkeyp
     assert not (target / "model.gguf").exists()
 
 
+@pytest.mark.usefixtures("real_processes")
 def test_the_command(with_head, command, tmp_path):
     folder = with_head
     other = with_adapter(folder, tmp_path / "other", target_modules=["q_proj"])

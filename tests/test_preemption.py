@@ -538,6 +538,8 @@ def running(folder):
 ALWAYS = ("accelerate, one", "ours, two")
 
 
+# A fork has another parent, and none of its words in its command line.
+@pytest.mark.usefixtures("real_processes")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow_sweep) for name in LAUNCHES]
 )

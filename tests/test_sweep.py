@@ -5,11 +5,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
 import pytest
+import zygote
 from conftest import FAST, ROOT
 
 from hf_peft_recipes import PreemptedError, RunResult, UserError, get_recipe
@@ -229,8 +229,9 @@ def test_a_sweep_that_is_killed_goes_on_and_its_best_repeats_the_trial(tmp_path,
     out = tmp_path / "out"
     words = ["sweep", "lora", "--space", "learning_rate=loguniform(1e-4,1e-2)", "--output_dir", out, "--max_steps", "3"]
     words += ["--trials", "1", "--max_length", "128", "--evaluation.max_rows", "8", "--data.validation_rows", "8"]
+    # The trial is to end with this one, which forks of the tests' own do otherwise.
     process = subprocess.Popen(
-        [sys.executable, "-m", "hf_peft_recipes", *map(str, words)], cwd=ROOT,
+        [zygote.PYTHON, "-m", "hf_peft_recipes", *map(str, words)], cwd=ROOT,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     first = out / "trial-000" / "result.json"

@@ -139,6 +139,7 @@ def test_a_folder_in_use_is_refused_overwritten_or_resumed(short_run, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["qlora", "full"])
+@pytest.mark.usefixtures("real_processes")
 def test_evaluate_and_chat_from_the_folder(method, short_run, command):
     result = short_run(method)
     finished = command("evaluate", result.folder, "--json")

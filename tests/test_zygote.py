@@ -11,6 +11,8 @@ import pytest
 import zygote
 from zygote.client import MARK
 
+from hf_peft_recipes.device import detect_device
+
 TELL = MARK + (
     "import json, os, random, sys, numpy\n"
     "told = {'torch': 'torch' in sys.modules, 'transformers': 'transformers' in sys.modules, 'words': sys.argv,\n"
@@ -21,7 +23,9 @@ TELL = MARK + (
 )
 WAIT = MARK + "import time; print('here', flush=True); time.sleep(60)"
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no zygote elsewhere")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or detect_device().kind != "cpu", reason="there is no zygote elsewhere"
+)
 
 
 def tell(tmp_path, *words, **options):

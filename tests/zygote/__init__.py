@@ -1,13 +1,15 @@
 """Commands of ours as forks of a process that has imported the libraries, in place of processes that import them anew.
 
 Importing takes 4 to 8 s of a core, and tests start processes by the hundred. In `started()`, `sys.executable` is a small
-program (`client.py`) that has the zygote (`server.py`) fork for `-m hf_peft_recipes …`, in the client's folder and
-environment, on its standard input and output, and hands on signals and the exit code: tests, and the code under test, start
-processes as ever. Anything else becomes the real Python, and so does what a fork would not be like: another environment
-(but for the Hub's variables, for which less is imported beforehand), limits, namespaces or session, or a terminal.
+program (`client.py`) that has the zygote (`server.py`) fork for `-m hf_peft_recipes …`, in the client's folder, environment
+and process group, on its standard input and output, and hands on signals and the exit code: tests, and the code under test,
+start processes as ever. `-m accelerate…` and scripts that begin with `client.MARK` go the same way.
 
-What a fork does not show is how long importing takes and what it says, what a process takes in memory, another seed of
-hashes, and how Python starts: tests of these ask for `real_processes`.
+Anything else becomes the real Python, and so does what a fork would not be like: another environment (but for the Hub's
+variables, for which less is imported beforehand), other limits, namespaces or ignored signals, a terminal. What a fork does
+not show is how Python starts, how long importing takes and what it says, what a process takes in memory, another seed of
+hashes, another parent, and a session of its own: tests of these ask for `real_processes` (memory for `whole_libraries`), and so
+does one test of each kind of verb. `ZYGOTE_LOG=FILE` has a line written for each command: a fork or not, and if not, for what.
 """
 
 import socket
@@ -18,6 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hf_peft_recipes.device import detect_device
+
 PYTHON = sys.executable
 """The real one."""
 _HERE = Path(__file__).parent
@@ -26,7 +30,8 @@ _HERE = Path(__file__).parent
 @contextmanager
 def started() -> Iterator[None]:
     """Let `sys.executable` be the client of a zygote; leave it as it is where there can be none."""
-    if sys.platform != "linux":
+    # What CUDA has begun in a process, its forks cannot use.
+    if sys.platform != "linux" or detect_device().kind != "cpu":
         yield
         return
     with tempfile.TemporaryDirectory(prefix="zygote-") as folder:

@@ -27,7 +27,7 @@ def situation() -> list[object]:
         limits = file.read()
     spaces = [os.readlink(f"/proc/self/ns/{name}") for name in ("mnt", "user", "pid", "net")]
     os.umask(mask := os.umask(0o77))
-    return [status, limits, spaces, mask, os.nice(0)]
+    return [*status, limits, *spaces, mask, os.nice(0)]
 
 
 def groups() -> list[int]:

@@ -35,7 +35,7 @@ HUBS = ("HF_", "HUGGING_FACE_HUB_TOKEN", "TRANSFORMERS_OFFLINE", "DO_NOT_TRACK",
 """Variables, or their beginnings, that WHOLE alone reads."""
 FREE = (
     "HF_PEFT_RECIPES_", "PYTEST_CURRENT_TEST", "COLUMNS", "LINES", "NO_COLOR", "PYTHONPATH", "ACCELERATE_", "TORCHELASTIC_", "TORCH_NCCL_",
-    "RANK", "LOCAL_", "GROUP_", "ROLE_", "WORLD_SIZE", "MASTER_",
+    "RANK", "LOCAL_", "GROUP_", "ROLE_", "WORLD_SIZE", "TORCHINDUCTOR_CACHE_DIR", "MASTER_",
 )  # fmt: skip
 """Those that are read when they are needed, or looked at here."""
 PARENT = "HF_PEFT_RECIPES_PARENT"
@@ -83,7 +83,7 @@ class Command:
             os.close(handle)
         os.chdir(self.folder)
         for name in USUAL.keys() - self.environment.keys():
-            del os.environ[name]
+            os.environ.pop(name, None)
         os.environ.update(self.environment)
         # The client, which ends as the fork does, follows in its place.
         os.environ.pop(PARENT, None)
@@ -107,19 +107,12 @@ def answer_to(command: Command, whole: bool) -> str:
     """Return `fork` where that is as good as a real process, `bare` where it is from that socket, else `real`."""
     differs = command.differs()
     others = sorted(name for name in differs if not name.startswith(HUBS))
-    others += [str(new) for new, own in zip(command.situation, SITUATION, strict=True) if new != own]
+    others += [f"{new}≠{own}" for new, own in zip(command.situation, SITUATION, strict=True) if new != own]
     others += ["the session"] if command.groups[0] not in (0, SESSION) else []
     answer = "real" if others else "bare" if whole and differs else "fork"
     if LOG and answer != "bare":
         with Path(LOG).open("a", encoding="utf-8") as file:
-            print(
-                answer,
-                *others,
-                USUAL.get("PYTEST_XDIST_WORKER", ""),
-                command.environment.get("PYTEST_CURRENT_TEST"),
-                *command.words,
-                file=file,
-            )
+            print(answer, *others, command.environment.get("PYTEST_CURRENT_TEST"), *command.words, file=file)
     return answer
 
 
