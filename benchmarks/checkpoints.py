@@ -90,7 +90,8 @@ def build(cell: Cell, scratch: Path, name: str) -> Any:
             raise UserError(f"no public model at {model} (HF_PEFT_RECIPES_PUBLIC_DATA names another place)")
     else:
         model = MODEL_DIR if cell.model == EMBEDDED else make_model(scratch / "models", cell.model)
-    steps = cell.turns + _WARMUP if cell.kind == "step" else 1
+    # A step is over where the next one fetches its rows.
+    steps = cell.turns + _WARMUP + 1 if cell.kind == "step" else 1
     rows = scratch / f"{cell.name}.jsonl"
     write_rows(rows, 8 * (steps + 1), cell.length)
     options = {

@@ -42,6 +42,8 @@ _SETTINGS: dict[str, Any] = {
     # What is drawn at each step must come back with the checkpoint.
     "lora_dropout": 0.1, "data.validation_size": 0.0,
 }  # fmt: skip
+_LONGEST_SECONDS = 3600.0
+"""That a run may take which nobody kills."""
 _LOADING_SECONDS, _STEP_SECONDS = 0.6, 0.25
 """A kill comes within so long after a fork's begin, or after the step that it waits for: a checkpoint takes as long."""
 
@@ -74,7 +76,7 @@ def soak(folder: Path, cycles: int, seed: int, told: Callable[[str], None] = lam
 
     steps, draw, kills = cycles * _STEPS_A_CYCLE + EVERY, random.Random(seed), []
     alone, killed = folder / "alone", folder / "killed"
-    _require(forked(lambda: _train(alone, steps)))
+    _require(forked(lambda: _train(alone, steps), limit_seconds=_LONGEST_SECONDS))
     resumed_from, begun = 0, False
     for cycle in range(cycles):
         reached = _cycle(killed, steps, begun, resumed_from, draw)
@@ -86,7 +88,7 @@ def soak(folder: Path, cycles: int, seed: int, told: Callable[[str], None] = lam
         kills.append(Kill(resumed_from, max(reached, resumed_from), kept))
         told(f"{cycle + 1}: from step {resumed_from} to {kills[-1].reached}, {kept} is kept")
         resumed_from = kept
-    _require(forked(lambda: _train(killed, steps, resume=begun)))
+    _require(forked(lambda: _train(killed, steps, resume=begun), limit_seconds=_LONGEST_SECONDS))
     ends = [_end(alone), _end(killed)]
     return {
         "cycles": cycles, "seed": seed, "steps": steps, "save_steps": EVERY, "kills": [asdict(kill) for kill in kills],

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,14 @@ def sole_writer(folder: Path, what: str) -> Iterator[None]:
         try:
             yield
         finally:
-            # As long as it is held: then nobody else can have it.
-            (folder / LOCK_FILE).unlink(missing_ok=True)
+            # As long as it is held: then nobody else can have it. What cannot be removed is held by nobody.
+            with suppress(OSError):
+                (folder / LOCK_FILE).unlink(missing_ok=True)
     finally:
         if handle >= 0:
-            os.close(handle)
+            # A disk that is full may say so now; the lock is let go of all the same.
+            with suppress(OSError):
+                os.close(handle)
         for parent in made:
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()

@@ -19,7 +19,7 @@ from hf_peft_recipes.data.reading import Examples
 from hf_peft_recipes.data.shapes import SHAPES, check_shape
 from hf_peft_recipes.errors import PreemptedError, UserError, did_you_mean
 from hf_peft_recipes.lock import sole_writer
-from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE, read_result
+from hf_peft_recipes.results import RECIPE_FILE, RESULT_FILE, earlier_record
 from hf_peft_recipes.scorers.rewards import read_rewards
 from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.spec.objectives import OBJECTIVES
@@ -163,7 +163,7 @@ def one_run(request: RunRequest) -> Iterator[None]:
         except PreemptedError as error:
             path = folder / RESULT_FILE
             if path.is_file() and (request.resume or path.stat().st_mtime >= began):
-                error.folder = None if read_result(folder)["status"] == "done" else folder
+                error.folder = None if earlier_record(folder).get("status") == "done" else folder
             raise
 
 
@@ -244,7 +244,7 @@ def _resumption(folder: Path, recipe: ResolvedRecipe) -> Resumption:
     if file.is_file():
         require_same(file, recipe, _may_change)
     # Where the disk was full from the beginning, the record is all that there is.
-    return find_resumption(folder, file.is_file() or (folder / RESULT_FILE).is_file())
+    return find_resumption(folder, file.is_file() or bool(earlier_record(folder)))
 
 
 def _may_change(path: tuple[str, ...]) -> bool:
@@ -257,9 +257,7 @@ def _may_change(path: tuple[str, ...]) -> bool:
 
 def _require_same_data(folder: Path, examples: Examples) -> None:
     """Raise a UserError where the rows are no longer those that the run in `folder` began with."""
-    if not (folder / RESULT_FILE).is_file():
-        return
-    before = read_result(folder)["data"].get("fingerprint")
+    before = earlier_record(folder).get("data", {}).get("fingerprint")
     if before is not None and before != examples.fingerprint:
         raise UserError(
             f"--resume: data set {examples.name!r} has changed since the run in {str(folder)!r} began; "
@@ -275,7 +273,7 @@ def _check_folder(folder: Path, request: RunRequest, in_rounds: bool) -> None:
     if request.resume:
         if in_rounds and not (folder / RECIPE_FILE).is_file():
             raise UserError(f"--resume: {str(folder)!r} holds no run")
-        if (folder / RESULT_FILE).is_file() and read_result(folder)["status"] == "done":
+        if earlier_record(folder).get("status") == "done":
             raise UserError(f"--resume: the run in {str(folder)!r} is done")
         return
     in_use = [name for name in _RUN_FILES if (folder / name).exists()]

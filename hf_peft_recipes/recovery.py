@@ -17,12 +17,12 @@ from transformers import TrainerCallback
 
 from hf_peft_recipes.checkpoints import Verdict, newest_good
 from hf_peft_recipes.checkpoints.verdicts import PREFIX
-from hf_peft_recipes.errors import NonFiniteError, OutOfMemoryError, UserError
+from hf_peft_recipes.errors import NonFiniteError, OutOfMemoryError
 from hf_peft_recipes.finite import FiniteGuard
 from hf_peft_recipes.fresh_process import tells_of_memory
 from hf_peft_recipes.measure.memory import release_free_memory
 from hf_peft_recipes.preflight import RunRequest
-from hf_peft_recipes.results import read_result
+from hf_peft_recipes.results import earlier_record
 from hf_peft_recipes.spec import ResolvedRecipe
 
 ROLLBACK, SMALLER = "rollback", "smaller_micro_batch"
@@ -111,10 +111,7 @@ def policy_of(recipe: ResolvedRecipe, request: RunRequest) -> Policy:
 
 def read_recoveries(folder: Path) -> list[Recovery]:
     """Return what was done in the run in `folder` before it was cut off; nothing where its record cannot be read."""
-    try:
-        earlier: list[Recovery] = read_result(folder).get("recoveries", [])
-    except UserError:
-        return []
+    earlier: list[Recovery] = earlier_record(folder).get("recoveries", [])
     return earlier
 
 

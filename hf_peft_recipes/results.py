@@ -95,6 +95,17 @@ def read_result(folder: Path) -> dict[str, Any]:
     return record
 
 
+def earlier_record(folder: Path) -> dict[str, Any]:
+    """Return the record of a run that is to go on; empty where there is none, or it can be read no more.
+
+    What a run goes on from are its checkpoints; a record that broke is no reason to lose it.
+    """
+    try:
+        return read_result(folder)
+    except UserError:
+        return {}
+
+
 def read_schema() -> dict[str, Any]:
     """Return the JSON schema of `result.json`."""
     schema: dict[str, Any] = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))

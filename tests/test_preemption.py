@@ -1,5 +1,6 @@
 """A process that is asked to end: what it has done stands, it says where it was, and nothing of it is left running."""
 
+import errno
 import fcntl
 import json
 import os
@@ -630,6 +631,18 @@ def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path):
     with pytest.raises(UserError, match="no such"), lock.sole_writer(tmp_path / "a" / "b", "run"):
         raise UserError("no such thing")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_that_cannot_be_removed_ends_no_run_and_holds_nobody_up(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch, lock.sole_writer(tmp_path / "out", "run"):
+        patch.setattr(Path, "unlink", fails)
+    assert (tmp_path / "out" / lock.LOCK_FILE).is_file()
+    with lock.sole_writer(tmp_path / "out", "run"):
+        pass
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_a_lock_that_is_removed_meanwhile_is_nobodys(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -70,6 +71,35 @@ def digests(folder: Path) -> dict[str, str]:
         else hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
     }
+
+
+def state_of(folder: Path) -> str:
+    """Return all of a folder's state that makes a difference to a run that goes on from it, as a text.
+
+    Left out is what differs by chance alone: the drawn part of names, dates, seconds.
+    """
+    found = {}
+    for name, digest in digests(folder).items() if folder.exists() else ():
+        path = folder / name
+        if path.name in _DATED:
+            digest = _DATED[path.name](path) or digest
+        found[re.sub(r"\.\w{8}\.partial$|\.tmp\w{6}$", ".drawn", name)] = digest
+    return json.dumps(found, sort_keys=True)
+
+
+def _undated(path: Path) -> str:
+    """Return what a manifest or a record says that is not of its date; empty where it is cut off."""
+    try:
+        told = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        return ""
+    kept = {"schema_version", "step", "planned_steps", "resumable", "batch", "files", "status", "exit_code"}
+    return json.dumps({key: value for key, value in told.items() if key in kept} | {"data": told.get("data")})
+
+
+_DATED: dict[str, Callable[[Path], str]] = {
+    "manifest.json": _undated, "result.json": _undated, "run.lock": lambda _: "",
+}  # fmt: skip
 
 
 def restore(folder: Path, kept: Path | None) -> None:

@@ -218,7 +218,7 @@ def command_line(words: list[str], phase: str | None = None, number: int = 0) ->
         sys.argv = ["hf-peft-recipes", *words]
         main()
 
-    return forked(work)
+    return forked(work, limit_seconds=600.0)
 
 
 PLACES = {

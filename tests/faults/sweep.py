@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.forks import Ended, code_of, forked, leave, split
 
-from .course import EVERY, STEPS, Undisturbed, command, digests, end_problems, restore, state_problems
+from .course import EVERY, STEPS, Undisturbed, command, end_problems, restore, state_of, state_problems
 from .shim import KINDS, Operation, Shim, read_log
 
 STAYS_FULL = "disk full to the end"
@@ -140,7 +140,7 @@ class Sweep:
         self._fault: Fault | None = None
         """In a fork: what it goes through."""
         self.gone_on: dict[str, list[str]] = {}
-        """A folder's state to what was wrong at the end of the run that went on from it: alike states end alike."""
+        """A folder's state to what was wrong at the end of the run that went on from it: the same goes on alike."""
         self.outcomes: list[Outcome] = []
         self.operations: dict[str, list[Operation]] = {}
         """Phase to the changes of the disk that it makes."""
@@ -235,7 +235,7 @@ class Sweep:
             # It trained on for as long as it could: any later step but those of other numbers.
             allowed = allowed | set(self._wanted.checkpoints)
         outcome.wrong += state_problems(self._folder, allowed, self._wanted)
-        state = repr(sorted(digests(self._folder).items())) if self._folder.exists() else ""
+        state = state_of(self._folder)
         if state not in self.gone_on:
             outcome.orphans += self._resume(state)
         outcome.lost = self.gone_on[state]

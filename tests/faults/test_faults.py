@@ -190,14 +190,16 @@ def test_these_are_all_files_of_a_checkpoint(whole):
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 @pytest.mark.parametrize("name", FILES)
-def test_damage_is_named(killed, name, damage):
-    path = killed / "checkpoint-6" / name
-    damage(path)
-    newest, older = list_checkpoints(killed)
-    assert older.good and not newest.good
+def test_damage_is_named(whole, tmp_path, name, damage):
+    path = tmp_path / "out" / "checkpoint-6"
+    shutil.copytree(whole / path.name, path)
+    damage(path / name)
+    verdict = verify(path)
+    assert not verdict.good
+    # A flipped bit of the manifest may be one of its names.
     if name != MANIFEST_FILE:
-        assert len(newest.problems) == 1
-    assert newest.problems[0].startswith((name, f"no {name}"))
+        assert len(verdict.problems) == 1
+    assert verdict.problems[0].startswith((name, f"no {name}"))
 
 
 def test_a_file_that_does_not_belong_there_is_named(killed):
@@ -255,9 +257,9 @@ def test_a_disk_that_cannot_be_written_is_told_and_the_run_goes_on_later(zygote,
 
 
 def test_kills_at_random_moments_change_nothing_of_the_end(zygote, scratch):
-    done = zygote.do("soak", scratch=scratch, cycles=3, seed=2)
+    done = zygote.do("soak", scratch=scratch, cycles=2, seed=2)
     assert done["code"] == 0, done["said"]
-    assert len(done["value"]["kills"]) == 3
+    assert len(done["value"]["kills"]) == 2
     assert (done["value"]["same_weights"], done["value"]["same_losses"], done["value"]["left_over"]) == (True, True, [])
 
 
@@ -354,7 +356,7 @@ def test_a_signal_while_a_run_is_pushed_leaves_it_done_and_unpublished(scratch, 
             "--base_model",
             "me/base",
         ]
-        with Zygote(variables) as zygote:
+        with Zygote(variables, whole=True) as zygote:
             done = zygote.do("command_line", words=told, phase="pushing", number=int(number))
             assert (done["code"], done["orphans"]) == (-9 if number == signal.SIGKILL else 10, 0), done["said"]
             assert WEIGHTS not in hub.files("me/trained")

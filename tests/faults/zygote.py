@@ -25,11 +25,11 @@ class Zygote:
 
     Args:
         environment: variables beside this process's own.
-        shim: whether the shim is preloaded.
+        whole: leave nothing out of runs, see `course.quicken`.
     """
 
-    def __init__(self, environment: Mapping[str, str] | None = None, shim: bool = True) -> None:
-        self._environment, self._shim = dict(environment or {}), shim
+    def __init__(self, environment: Mapping[str, str] | None = None, whole: bool = False) -> None:
+        self._environment, self._words = dict(environment or {}), ["whole"] if whole else []
 
     def __enter__(self) -> Self:
         self._scratch = tempfile.TemporaryDirectory(prefix="faults-")
@@ -37,13 +37,16 @@ class Zygote:
             **os.environ, "HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false",
             "OMP_NUM_THREADS": "1", **self._environment,
         }  # fmt: skip
-        if self._shim:
-            given["LD_PRELOAD"] = str(build(Path(self._scratch.name)))
+        given["LD_PRELOAD"] = str(build(Path(self._scratch.name)))
         given["PYTHONPATH"] = os.pathsep.join(
             [str(ROOT / "tests"), str(ROOT), *filter(None, [given.get("PYTHONPATH")])]
         )
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "faults.zygote"], env=given, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "faults.zygote", *self._words],
+            env=given,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         return self
 
@@ -92,7 +95,8 @@ def main() -> None:
     from .course import quicken, train
     from .jobs import JOBS
 
-    quicken()
+    if sys.argv[1:] != ["whole"]:
+        quicken()
     with tempfile.TemporaryDirectory() as scratch:
         # What is imported only once it is needed, and what is made ready only once.
         train(Path(scratch) / "out", max_steps=2)
