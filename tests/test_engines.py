@@ -230,4 +230,4 @@ def test_what_has_no_path_on_a_cpu_is_not_even_started(monkeypatch):
 
 def test_machines_share_processes_out_evenly():
     with pytest.raises(UserError, match="--num_processes 3 is the number on all 2 machines"):
-        launching.launch(["train"], 3, None, True, [], 2)
+        launching.launch(["train"], 3, None, True, [], [], 2)

@@ -124,7 +124,8 @@ def test_the_reference_is_the_adapter_that_training_goes_on_from(tmp_path):
     batch = next(iter(trainer.get_eval_dataloader()))
     chosen, rejected = trainer.compute_ref_log_probs(trainer.model, batch)
     expected = _log_probabilities(tmp_path / "sft", batch)
-    assert torch.allclose(torch.cat([chosen, rejected]), expected, atol=2e-2, rtol=1e-3)
+    # Products in bfloat16 are rounded otherwise from processor to processor; the base is ten times as far away.
+    assert torch.allclose(torch.cat([chosen, rejected]), expected, atol=4e-2, rtol=1e-3)
     # And not the base.
     assert not torch.allclose(expected, _log_probabilities(tmp_path / "sft", batch, adapter=False), atol=0.1)
 
