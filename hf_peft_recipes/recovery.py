@@ -155,6 +155,7 @@ class _Kept(TrainerCallback):
         folder = Path(self._trainer.args.output_dir) / f"{PREFIX}{self._trainer.state.global_step}"
         if not folder.is_dir():
             self._trainer._save_checkpoint(self._trainer.model_wrapped, trial=None)
+            self._trainer.settle()
             self._written.append(folder)
 
     def remove_unwanted(self) -> None:

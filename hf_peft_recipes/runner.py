@@ -72,11 +72,12 @@ def _run(
     record, main = _record(recipe, request, examined, prepared), prepared.world.is_main
     clock, written = _callback(prepared.trainer, StepClock), prepared.trainer.checkpoints
     try:
-        prepared.trainer.add_callback(PreemptionEnd())
+        prepared.trainer.add_callback(PreemptionEnd(prepared.trainer.wait_for_seal))
         if request.resume and (earlier := recovery.read_recoveries(folder)):
             record["recoveries"] = earlier
         if checkpoints:
             # After it: who is asked to end has no time to publish.
+            checkpoints.wait_for_seal = prepared.trainer.wait_for_seal
             prepared.trainer.add_callback(checkpoints)
         if main:
             # Only now that nothing can be refused any more is the earlier run given up.

@@ -122,7 +122,11 @@ class PreemptionEnd(TrainerCallback):
     come to the end of all that it is asked for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wait_for_seal: Callable[[], None] = lambda: None) -> None:
+        """Args:
+        wait_for_seal: returns once the last checkpoint is in its place.
+        """
+        self._wait_for_seal = wait_for_seal
         self._group: Any = None
         self._ending = False
 
@@ -181,6 +185,7 @@ class PreemptionEnd(TrainerCallback):
         return bool(flag.item())
 
     def _error(self, args: Any, state: Any) -> PreemptedError:
+        self._wait_for_seal()
         reasons = [preemption.requested()]
         if self._group is not None:
             reasons = [""] * args.world_size

@@ -1,6 +1,7 @@
 """The trainer's part: it writes all of a checkpoint beside its place, and goes on where one cannot be written."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ class CheckpointAccount:
     failed: dict[int, str] = field(default_factory=dict)
     """Step to the reason why there is none."""
     seconds: list[float] = field(default_factory=list)
-    """That writing each of `written` took."""
+    """That training waited for each of `written`."""
     bytes: int = 0
     """Of the last one."""
 
@@ -71,25 +72,84 @@ class SealedCheckpoints:
         account: CheckpointAccount = self.__dict__.setdefault("_checkpoint_account", CheckpointAccount())
         return account
 
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """Return what upstream does; the last checkpoint is in its place by then."""
+        upstream: Any = super()
+        try:
+            result = upstream.train(*arguments, **options)
+        except BaseException:
+            # The other processes may be anywhere, and cannot be asked.
+            self.settle(together=False)
+            raise
+        self.settle()
+        return result
+
+    def settle(self, together: bool = True) -> None:
+        """Wait for the checkpoint that is being sealed, if one is, and tell what became of it.
+
+        Args:
+            together: whether all processes are here, so that the others hear what the first one knows.
+        """
+        sealing: _Sealing | None = self.__dict__.pop("_sealing", None)
+        if sealing is None:
+            return
+        problem = sealing.result()
+        if together:
+            problem = self._agree(problem)
+        if problem is not None:
+            self._fail(sealing.writing, problem, sealing.former_best)
+            return
+        account = self.checkpoints
+        account.written.append(sealing.writing.step)
+        account.failed.pop(sealing.writing.step, None)
+        account.seconds.append(sealing.waited_seconds)
+        account.bytes = sealing.bytes
+
+    def wait_for_seal(self) -> None:
+        """Return once the last checkpoint is in its place, or could not be put there; asks no other process."""
+        sealing: _Sealing | None = self.__dict__.get("_sealing")
+        if sealing is not None:
+            sealing.wait()
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write the checkpoint of this step; where that fails, say so, and leave those that there are."""
+        """Write the checkpoint of this step, and let it be sealed while training goes on.
+
+        Where that fails, it is told, and those that there are stay.
+        """
+        self.settle()
         folder, step, started = Path(self.args.output_dir), int(self.state.global_step), time.perf_counter()
-        writing, account, first = Writing(folder, step), self.checkpoints, bool(self.args.should_save)
-        best = self._point_to_best(folder, step)
+        writing, first = Writing(folder, step), bool(self.args.should_save)
+        former_best = self._point_to_best(folder, step)
         problem = self._attempt(lambda: writing.begin(self._needed_bytes()) if first else None)
         problem = problem or self._attempt(lambda: self._write(writing.partial))
-        problem = problem or self._attempt(lambda: self._finish(writing) if first else None)
-        if problem is None:
-            if first and (wrong := self._attempt_alone(lambda: self._rotate(writing))):
-                print(f"warning: an old checkpoint could not be removed: {wrong}", file=sys.stderr, flush=True)
-            account.written.append(step)
-            account.failed.pop(step, None)
-            account.seconds.append(time.perf_counter() - started)
+        if problem is not None:
+            self._fail(writing, problem, former_best)
             return
-        account.failed[step] = problem
-        self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = best
+        sealing = _Sealing(writing, former_best)
         if first:
-            self._attempt_alone(writing.abandon)
+            sealing.begin(self._seal(writing))
+        sealing.waited_seconds = time.perf_counter() - started
+        self.__dict__["_sealing"] = sealing
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint, once it is there."""
+        self.settle()
+        upstream: Any = super()
+        upstream._load_best_model()
+
+    def _finalize_training(self, *arguments: Any, **options: Any) -> Any:
+        """Return what upstream does, which looks at the checkpoints that there are."""
+        self.settle()
+        upstream: Any = super()
+        return upstream._finalize_training(*arguments, **options)
+
+    def _fail(self, writing: Writing, problem: str, former_best: tuple[Any, Any, Any]) -> None:
+        account, state, step = self.checkpoints, self.state, writing.step
+        account.failed[step] = problem
+        if state.best_global_step == step:
+            state.best_metric, state.best_global_step, state.best_model_checkpoint = former_best
+        if self.args.should_save:
+            _attempt_alone(writing.abandon)
             last = f"the last one is that of step {account.written[-1]}" if account.written else "there is none yet"
             print(f"warning: no checkpoint at step {step}: {problem}; {last}", file=sys.stderr, flush=True)
 
@@ -140,17 +200,22 @@ class SealedCheckpoints:
                 one.write_part(folder)
         self.state.save_to_json(str(folder / _STATE_FILE))
 
-    def _finish(self, writing: Writing) -> None:
-        arguments = self.args
+    def _seal(self, writing: Writing) -> Callable[[], int]:
+        """Return what seals a checkpoint, puts it in its place and returns its bytes; the state as it is now counts."""
+        arguments, planned = self.args, int(self.state.max_steps)
         batch = Batch(
             arguments.world_size, arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
         )  # fmt: skip
-        manifest = writing.finish(int(self.state.max_steps), not arguments.save_only_model, batch)
-        self.checkpoints.bytes = manifest.bytes
-
-    def _rotate(self, writing: Writing) -> None:
+        resumable, keep = not arguments.save_only_model, arguments.save_total_limit
         best = Path(self.state.best_model_checkpoint or "").name
-        rotate(writing.folder, writing.step, self.args.save_total_limit, {best})
+
+        def seal() -> int:
+            manifest = writing.finish(planned, resumable, batch)
+            if wrong := _attempt_alone(lambda: rotate(writing.folder, writing.step, keep, {best})):
+                print(f"warning: an old checkpoint could not be removed: {wrong}", file=sys.stderr, flush=True)
+            return manifest.bytes
+
+        return seal
 
     def _point_to_best(self, folder: Path, step: int) -> tuple[Any, Any, Any]:
         """Let the state name the best checkpoint; return what it is to say where this one cannot be written."""
@@ -175,22 +240,67 @@ class SealedCheckpoints:
 
     def _attempt(self, action: Callable[[], None]) -> str | None:
         """Return what went wrong in any of the processes, the same in all of them; None where nothing did."""
-        problem = self._attempt_alone(action)
+        return self._agree(_attempt_alone(action))
+
+    def _agree(self, problem: str | None) -> str | None:
         if self.args.world_size == 1:
             return problem
         return next((told for told in gather_object([problem]) if told), None)
 
-    @staticmethod
-    def _attempt_alone(action: Callable[[], None]) -> str | None:
-        try:
-            action()
-        except _WRITERS_ERRORS as error:
-            if isinstance(error, RecipeError) and not isinstance(error, CheckpointError):
-                raise
-            return " ".join(str(error).split()) or type(error).__name__
-        except Exception as error:
-            # tokenizers raises a bare Exception.
-            if disk_problem(error) is None:
-                raise
-            return str(error)
-        return None
+
+@dataclass
+class _Sealing:
+    """A checkpoint whose files are written: they are synced, digested and put in their place while training goes on.
+
+    Digesting a large checkpoint takes as long as writing it, and neither a GPU nor the trainer has any part in it.
+    """
+
+    writing: Writing
+    former_best: tuple[Any, Any, Any]
+    """What the state is to say of the best checkpoint where this one, being the best, is lost."""
+    waited_seconds: float = 0.0
+    """That training waited for it."""
+    bytes: int = 0
+    _thread: threading.Thread | None = None
+    _problem: str | None = None
+    _error: BaseException | None = None
+
+    def begin(self, seal: Callable[[], int]) -> None:
+        """Run `seal` in a thread, which the process waits for at its end."""
+
+        def run() -> None:
+            try:
+                self._problem = _attempt_alone(lambda: setattr(self, "bytes", seal()))
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=run, name=f"seal-{self.writing.step}")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return once it is done."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def result(self) -> str | None:
+        """Return why there is no checkpoint, None where there is one, having waited for that."""
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        return self._problem
+
+
+def _attempt_alone(action: Callable[[], None]) -> str | None:
+    """Return what went wrong with the disk, in words; None where nothing did."""
+    try:
+        action()
+    except _WRITERS_ERRORS as error:
+        if isinstance(error, RecipeError) and not isinstance(error, CheckpointError):
+            raise
+        return " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:
+        # tokenizers raises a bare Exception.
+        if disk_problem(error) is None:
+            raise
+        return str(error)
+    return None

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ class CheckpointPublisher(TrainerCallback):
         self._repo_id, self._base = repo_id, base
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="publish")
         self._pending: list[tuple[int, Future[Any]]] = []
+        self.wait_for_seal: Callable[[], None] = lambda: None
+        """Returns once the checkpoint that was just written is in its place."""
         self.published: list[int] = []
         """Steps that are on the Hub."""
         self.failed: dict[int, str] = {}
@@ -34,6 +37,7 @@ class CheckpointPublisher(TrainerCallback):
         """Hand the checkpoint that was just written to the thread."""
         if not state.is_world_process_zero:
             return
+        self.wait_for_seal()
         folder, step = Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step
         scratch = tempfile.TemporaryDirectory(prefix="checkpoint-")
         try:
