@@ -4,7 +4,8 @@
 
 - A checkpoint: in one process, the same trainer after its first step writes in turn as upstream does, as upstream does
   with what it wrote brought to disk afterwards (without that, a crash of the machine takes it), and as this package
-  does. The disk is idle before each. Medians of the turns, and the ratio of the medians.
+  does: until it is sealed and in its place, and the part of that which training waits for. The disk is idle before
+  each. Medians of the turns, and the ratio of the medians.
 - A step: two trainers of the same recipe train in one process, taking turns step by step: one as the recipe makes it,
   the other of upstream's class, without a callback or a method of this package. Medians, and their ratio, of wall time
   and of the processor's time, which other work on the machine does not change.
@@ -135,10 +136,14 @@ def checkpoint_ways(trainer: Any) -> dict[str, Callable[[], None]]:
         own()
         sync_files(Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}")
 
+    def sealed() -> None:
+        trainer._save_checkpoint(trainer.model, None)
+        trainer.settle()
+
     return {
         "upstream": own,
         "upstream, synced": own_synced,
-        "sealed": lambda: trainer._save_checkpoint(trainer.model, None),
+        "sealed": sealed,
     }
 
 
@@ -149,6 +154,8 @@ def measure_checkpoints(cell: Cell, scratch: Path) -> dict[str, Any]:
     ways = checkpoint_ways(trainer)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     folder, size = Path(trainer.args.output_dir), 0
+    # What training waits for, of `sealed`: the rest is done while it goes on.
+    waits = seconds["sealed, waited for"] = []
     for turn in range(cell.turns + 1):
         for name, write in ways.items():
             trainer.state.global_step += 1
@@ -156,6 +163,8 @@ def measure_checkpoints(cell: Cell, scratch: Path) -> dict[str, Any]:
             started = time.perf_counter()
             write()
             took = time.perf_counter() - started
+            if name == "sealed" and turn:
+                waits.append(trainer.checkpoints.seconds[-1])
             (made,) = folder.glob("checkpoint-*")
             size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
             shutil.rmtree(made)

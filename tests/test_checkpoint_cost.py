@@ -13,7 +13,7 @@ def test_both_kinds_are_measured_and_told(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.checkpoints._WARMUP", 1)
     lines = [measure(Cell(kind, "lora", "embedded", 16, 2), tmp_path) for kind in ("checkpoint", "step")]
     assert [list(line["ratios"]) for line in lines] == [
-        ["upstream", "upstream, synced", "sealed"],
+        ["upstream", "upstream, synced", "sealed", "sealed, waited for"],
         ["unguarded", "guarded"],
     ]
     for line in lines:

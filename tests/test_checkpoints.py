@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from conftest import FAST
 from safetensors.torch import load_file
 
 from hf_peft_recipes import UserError, get_recipe, list_checkpoints
-from hf_peft_recipes.checkpoints import Batch, newest_good, read_manifest, verify
+from hf_peft_recipes.checkpoints import Batch, newest_good, read_manifest, verify, writing
 from hf_peft_recipes.checkpoints.manifest import MANIFEST_FILE, ManifestError, seal
 from hf_peft_recipes.checkpoints.resuming import share_rows
 from hf_peft_recipes.checkpoints.sealed import SealedCheckpoints
@@ -45,13 +46,13 @@ def same_weights(one: Path, other: Path) -> bool:
 
 def made(folder: Path, step: int) -> Path:
     """Return a checkpoint with two files that was written as a trainer's is."""
-    writing = Writing(folder, step)
-    writing.begin(0)
-    (writing.partial / "weights").write_text(f"weights of step {step}")
-    (writing.partial / "inner").mkdir()
-    (writing.partial / "inner" / "state").write_bytes(b"\0" * 100)
-    writing.finish(10, True, BATCH)
-    return writing.target
+    beside = Writing(folder, step)
+    beside.begin(0)
+    (beside.partial / "weights").write_text(f"weights of step {step}")
+    (beside.partial / "inner").mkdir()
+    (beside.partial / "inner" / "state").write_bytes(b"\0" * 100)
+    beside.finish(10, True, BATCH)
+    return beside.target
 
 
 def test_a_run_leaves_checkpoints_that_are_whole_and_no_more_than_asked(whole):
@@ -136,6 +137,44 @@ def test_a_disk_that_is_full_costs_a_checkpoint_and_not_the_run(whole, tmp_path,
     assert result.record["checkpoints"]["written"] == [2, 6]
     assert "the disk has" in result.record["checkpoints"]["failed"]["4"]
     assert same_weights(whole.folder, result.folder)
+
+
+def test_training_goes_on_while_a_checkpoint_is_sealed(whole, tmp_path, monkeypatch):
+    from transformers import TrainerCallback
+
+    goes_on, seen, real = threading.Event(), [], writing.seal
+
+    def slow(folder, step, *arguments):
+        assert step != 2 or goes_on.wait(60)
+        return real(folder, step, *arguments)
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == 3:
+                seen.append((tmp_path / "out" / "checkpoint-2").exists())
+                goes_on.set()
+
+    monkeypatch.setattr(writing, "seal", slow)
+    result = recipe(callbacks=[Look()]).train(tmp_path / "out", progress=False)
+    assert seen == [False]
+    assert result.record["checkpoints"]["written"] == [2, 4, 6]
+    assert same_weights(whole.folder, result.folder)
+
+
+def test_one_that_cannot_be_sealed_is_told_when_that_is_known(whole, tmp_path, monkeypatch, capsys):
+    real = writing.seal
+
+    def broken(folder, step, *arguments):
+        if step == 6:
+            raise OSError(5, "Input/output error")
+        return real(folder, step, *arguments)
+
+    monkeypatch.setattr(writing, "seal", broken)
+    result = recipe().train(tmp_path / "out", progress=False)
+    assert "warning: no checkpoint at step 6: [Errno 5] Input/output error; the last" in capsys.readouterr().err
+    assert result.record["checkpoints"]["written"] == [2, 4]
+    assert same_weights(whole.folder, result.folder)
+    assert not list(result.folder.glob(".checkpoint-*"))
 
 
 def test_the_best_checkpoint_stays_and_comes_back_wherever_the_folder_lies(tmp_path, capsys):

@@ -11,10 +11,12 @@ from hf_peft_recipes.bench.suite import Line
 _HEADINGS = ("what", "recipe", "model", "MiB", "way", "turns", "median ms", "ratio", "of processor time", "aimed at")
 _TEXT = (
     "A checkpoint as upstream writes it, the same with its files brought to disk afterwards, and as this package does:"
-    " beside, synced, listed with digests, renamed. A step of upstream's trainer, and of this package's with all its"
-    " guards. The ways take turns in one process; a ratio is of medians."
+    " beside, synced, listed with digests, renamed. `sealed` is the time until it stands in its place; training waits"
+    " for a part of that alone, until the files are written, and goes on while they are sealed: beside a GPU for"
+    " nothing, on a processor that trains at its expense. A step of upstream's trainer, and of this package's with all"
+    " its guards. The ways take turns in one process; a ratio is of medians."
 )
-_WHAT = {"checkpoint": "sealed", "step": "guarded"}
+_WHAT = {"checkpoint": "sealed, waited for", "step": "guarded"}
 """The way of this package, by what is measured."""
 
 

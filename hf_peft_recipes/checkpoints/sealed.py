@@ -266,16 +266,16 @@ class _Sealing:
     _error: BaseException | None = None
 
     def begin(self, seal: Callable[[], int]) -> None:
-        """Run `seal` in a thread, which the process waits for at its end."""
-
-        def run() -> None:
-            try:
-                self._problem = _attempt_alone(lambda: setattr(self, "bytes", seal()))
-            except BaseException as error:
-                self._error = error
-
-        self._thread = threading.Thread(target=run, name=f"seal-{self.writing.step}")
+        """Run `seal` in a thread, whose end the process waits for before its own."""
+        self._thread = threading.Thread(target=self.run, args=[seal], name=f"seal-{self.writing.step}")
         self._thread.start()
+
+    def run(self, seal: Callable[[], int]) -> None:
+        """Run `seal`, and keep what became of it."""
+        try:
+            self._problem = _attempt_alone(lambda: setattr(self, "bytes", seal()))
+        except BaseException as error:
+            self._error = error
 
     def wait(self) -> None:
         """Return once it is done."""

@@ -267,7 +267,7 @@ SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGKILL]
 ENDS_OF = {"loading": 0, "tokenising": 0, "stepping": 3, "saving": 4, "evaluating": 6, "pushing": 6}
 """A phase to the step of the checkpoint that a run leaves that is asked to end there; 0 for none."""
 KILLED_AT = {**ENDS_OF, "stepping": 2, "saving": 2}
-"""The same of one that is killed."""
+"""The same of one that is killed; while it trains, the newest checkpoint may not have been sealed yet."""
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +329,8 @@ def ends_and_goes_on(zygote, weights, words, tmp_path, phase, number):
         assert f"({number.name})" in done["said"].splitlines()[-1], done["said"]
     step = (KILLED_AT if is_kill else ENDS_OF)[phase]
     newest, skipped = newest_good(folder)
-    assert (newest.step if newest else 0, skipped) == (step, [])
+    found = newest.step if newest else 0
+    assert skipped == [] and found in ({0, step} if is_kill and phase == "stepping" else {step})
     begun = (folder / "recipe.yaml").is_file()
     if begun and not is_kill:
         assert read_result(folder)["status"] == "preempted"
