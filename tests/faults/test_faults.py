@@ -22,7 +22,7 @@ from hf_peft_recipes.checkpoints.verdicts import list_checkpoints
 from hf_peft_recipes.embedded import DATA_DIR, MODEL_DIR
 from hf_peft_recipes.results import read_result
 
-SAMPLE = 3
+SAMPLE = 2
 """Faults of each of three phases that every run of the tests draws."""
 
 
@@ -303,7 +303,6 @@ def commanded(zygote, scratch, words):
     ("phase", "number"),
     [
         ("loading", signal.SIGTERM),
-        ("stepping", signal.SIGKILL),
         ("saving", signal.SIGUSR1),
         ("evaluating", signal.SIGINT),
     ],
