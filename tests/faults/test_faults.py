@@ -13,7 +13,7 @@ from loopback_hub import LoopbackHub
 
 from benchmarks.report.__main__ import RESULTS
 from benchmarks.report.faults import report
-from faults.__main__ import counts
+from faults.__main__ import COUNTED, counts
 from faults.course import ROWS, SETTINGS, WEIGHTS, Undisturbed, digests, state_problems, without_date
 from faults.zygote import Zygote
 from hf_peft_recipes.checkpoints import newest_good, verify
@@ -370,8 +370,15 @@ def test_a_signal_while_a_run_is_pushed_leaves_it_done_and_unpublished(scratch, 
 def test_the_report_tells_of_what_was_not_fine(tmp_path):
     file = tmp_path / "faults.json"
     assert report(file, "faults") is None
-    record = json.loads((RESULTS / "faults.json").read_text())
-    assert "runs lost 0" in report(RESULTS / "faults.json", "faults").block.text
+    soak = json.loads((RESULTS / "soak.json").read_text())
+    counted = {name: 3 if name in ("injected", "died") else 0 for name in COUNTED}
+    record = {
+        **{name: soak[name] for name in ("schema_version", "seed", "seconds", "hardware", "versions", "date", "commit")},
+        "drawn": None, "changes": {"finishing": {"open": 2, "write": 5}}, "states": 1, "not_fine": [],
+        "counts": [{"phase": "finishing", "kind": kind, **counted} for kind in ("kill", "io error")],
+    }  # fmt: skip
+    file.write_text(json.dumps(record))
+    assert "runs lost 0" in report(file, "faults").block.text
     record["counts"][0]["lost"] = 7
     file.write_text(json.dumps(record))
     section = report(file, "faults")
