@@ -21,7 +21,7 @@ TELL = MARK + (
     "    'ours': [name for name in sys.modules if name.startswith('hf_peft_recipes')], 'threads': len(os.listdir('/proc/self/task'))}\n"
     "print(json.dumps(told)); print('aside', file=sys.stderr); sys.exit(7)\n"
 )
-WAIT = MARK + "import time; print('here', flush=True); time.sleep(60)"
+WAIT = MARK + "import time; print('here', flush=True); time.sleep(600)"
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or detect_device().kind != "cpu", reason="there is no zygote elsewhere"
@@ -78,7 +78,7 @@ def test_signals_reach_a_fork_and_its_end_is_told(tmp_path, number, apart):
         assert waiting.stdout.readline() == b"here\n"
         (os.killpg if apart else os.kill)(waiting.pid, number)
         # Both ends are closed when the fork itself has ended.
-        _, said = waiting.communicate(timeout=30)
+        _, said = waiting.communicate(timeout=150)
     # Where peft is imported, Python ends an interrupted process so.
     assert waiting.returncode == (1 if number == signal.SIGINT else -number)
     assert (b"KeyboardInterrupt" in said) is (number == signal.SIGINT)
