@@ -5,7 +5,7 @@ import errno
 import os
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,4 +162,7 @@ def _remove(path: Path) -> None:
     aside = path.with_name(f".{path.name}{_REMOVED}")
     shutil.rmtree(aside, ignore_errors=True)
     path.rename(aside)
+    # Else a loss of power could bring the name back, with some of its files gone.
+    with suppress(OSError):
+        sync_folder(path.parent)
     shutil.rmtree(aside, ignore_errors=True)

@@ -108,12 +108,23 @@ static int absolute(int folder, const char *path, char *found) {
 
 static int below(const char *path) { return !strncmp(path, prefix, prefix_length); }
 
+/* The watched folder itself: its prefix ends in a slash, which its own path does not. */
+static int is_whole(const char *path) {
+    size_t length = prefix_length - 1;
+    return strlen(path) == length && !strncmp(path, prefix, length);
+}
+
 static int watched_path(int folder, const char *path, char *found) {
     return armed && path && absolute(folder, path, found) && below(found);
 }
 
 static int watched_handle(int handle, char *found) {
     return armed && handle >= 0 && handle != log_handle && of_handle(handle, found) && below(found);
+}
+
+/* Of the folder itself nothing but the sync counts, which makes the names in it last. */
+static int watched_sync(int handle, char *found) {
+    return armed && handle >= 0 && handle != log_handle && of_handle(handle, found) && (below(found) || is_whole(found));
 }
 
 static int is_writable(int handle) {
@@ -503,7 +514,7 @@ POSIX_FALLOCATE(posix_fallocate64)
     int name(int handle) {                                                             \
         REAL(name, int, int);                                                          \
         char found[PATH_MAX];                                                          \
-        if (!watched_handle(handle, found)) return real(handle);                       \
+        if (!watched_sync(handle, found)) return real(handle);                         \
         if (next(SYNC, found, 0) == FAIL) return -1;                                   \
         int result = real(handle), error = errno;                                      \
         pthread_mutex_lock(&lock);                                                     \

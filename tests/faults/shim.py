@@ -38,7 +38,7 @@ class Operation:
     size: int
     """Bytes of a write, the new size of a truncation."""
     path: str
-    """Below the watched folder."""
+    """Below the watched folder; `.` for itself."""
 
     def can_be(self, kind: str) -> bool:
         """Return whether a kind of fault can hit it."""
@@ -104,6 +104,4 @@ def read_log(log: Path, folder: Path) -> list[Operation]:
         folder: that was watched.
     """
     rows = [line.split("\t", 3) for line in log.read_text(encoding="utf-8").splitlines()]
-    return [
-        Operation(int(number), name, int(size), path.removeprefix(f"{folder}/")) for number, name, size, path in rows
-    ]
+    return [Operation(int(number), name, int(size), os.path.relpath(path, folder)) for number, name, size, path in rows]

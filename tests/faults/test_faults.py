@@ -97,6 +97,10 @@ def test_no_change_of_the_disk_escapes_the_shim(zygote, whole, scratch):
         if name == "rename" and path in ("checkpoint-2", "checkpoint-4", "checkpoint-6")
     ]
     assert renamed == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    # The name of each lasts before anything else happens.
+    for path in renamed:
+        at = next(number for number, one in enumerate(changes) if one[0] == "rename" and one[2] == path)
+        assert changes[at + 1] == ["sync", 0, "."]
 
 
 def test_a_sample_of_faults_costs_no_run(zygote, whole, scratch, tmp_path):
@@ -130,6 +134,12 @@ def test_the_sweep_finds_what_was_not_synced(zygote, whole, scratch):
     assert (
         len(not_fine(done)) == 1 and "the newest good checkpoint is that of step 4, not one of {6}" in not_fine(done)[0]
     )
+
+
+def test_while_an_old_checkpoint_is_removed_the_new_one_is_there_to_stay(zygote, whole, scratch):
+    # The same fault as above, and two before it, nothing being taken from the code.
+    done = zygote.do("sweep", scratch=scratch, number=3, seed=None, kinds=["power loss"], phases=["checkpoint 6"])
+    assert not_fine(done) == []
 
 
 def test_a_state_that_is_neither_old_nor_new_is_seen(killed):
