@@ -1,14 +1,15 @@
 """What it costs that no run is lost: a checkpoint beside upstream's own, and a step with all guards beside one without.
 
-    python -m benchmarks.checkpoints [--turns 30] [--steps 60] [--out benchmarks/results/checkpoints.jsonl]
+    python -m benchmarks.checkpoints [--turns 30] [--steps 40] [--out benchmarks/results/checkpoints.jsonl]
 
 - A checkpoint: in one process, the same trainer after its first step writes in turn as upstream does, as upstream does
   with what it wrote brought to disk afterwards (without that, a crash of the machine takes it), and as this package
   does: until it is sealed and in its place, and the part of that which training waits for. The disk is idle before
   each. Medians of the turns, and the ratio of the medians.
 - A step: two trainers of the same recipe train in one process, taking turns step by step: one as the recipe makes it,
-  the other of upstream's class, without a callback or a method of this package. Medians, and their ratio, of wall time
-  and of the processor's time, which other work on the machine does not change.
+  the other of upstream's class, without a callback or a method of this package. Six pairs, each being made first in
+  half of them: where a model's memory lies makes 1 to 2 % here, and the second one's lies worse. Medians, and their
+  ratio, of wall time and of the processor's time, which other work on the machine does not change.
 """
 
 import argparse
@@ -41,6 +42,12 @@ TARGETS = {"checkpoint": 1.2, "step": 1.01}
 _PACKAGE = "hf_peft_recipes"
 _WARMUP = 5
 """Turns that are not counted: the first meet cold code, and steps are watched more closely until all tensors moved."""
+
+_NAMES = ("unguarded", "guarded")
+_PAIRS = 6
+_PAUSE = 3.0
+"""Seconds before each turn for a GiB that the last one wrote: a disk may go on with it after it said that it was done,
+and a virtual machine's memory that was freed a moment ago is faster than what its host must find anew."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +164,12 @@ def measure_checkpoints(cell: Cell, scratch: Path) -> dict[str, Any]:
     # What training waits for, of `sealed`: the rest is done while it goes on.
     waits = seconds["sealed, waited for"] = []
     for turn in range(cell.turns + 1):
-        for name, write in ways.items():
+        # Each way comes first as often as the others: what one leaves in the disk's cache slows the next.
+        for name in rotated(list(ways), turn):
+            write = ways[name]
             trainer.state.global_step += 1
             os.sync()
+            time.sleep(size / 2**30 * _PAUSE)
             started = time.perf_counter()
             write()
             took = time.perf_counter() - started
@@ -171,6 +181,12 @@ def measure_checkpoints(cell: Cell, scratch: Path) -> dict[str, Any]:
             if turn:
                 seconds[name].append(took)
     return {"seconds": seconds, "bytes": size, **_ratios(seconds, "upstream")}
+
+
+def rotated(names: list[str], turn: int) -> list[str]:
+    """Return the names from another first one on in each turn."""
+    at = turn % len(names)
+    return names[at:] + names[:at]
 
 
 class Baton:
@@ -220,7 +236,21 @@ def measure_steps(cell: Cell, scratch: Path) -> dict[str, Any]:
     Raises:
         RecipeError: one of the two failed.
     """
-    names = ("unguarded", "guarded")
+    kinds: dict[str, dict[str, list[float]]] = {"wall": {}, "processor": {}}
+    for number in range(_PAIRS):
+        baton = _train_in_turn(cell, scratch / str(number), _NAMES if number % 2 else _NAMES[::-1])
+        for name in _NAMES:
+            kinds["wall"].setdefault(name, []).extend(baton.wall[name][_WARMUP:])
+            kinds["processor"].setdefault(name, []).extend(baton.processor[name][_WARMUP:])
+    return {
+        "seconds": kinds["wall"], "processor_seconds": kinds["processor"], **_ratios(kinds["wall"], _NAMES[0]),
+        "processor": _ratios(kinds["processor"], _NAMES[0]),
+    }  # fmt: skip
+
+
+def _train_in_turn(cell: Cell, scratch: Path, names: tuple[str, str]) -> Baton:
+    """Return the times of both trainers' steps, which were made in this order and stepped in it."""
+    scratch.mkdir()
     trainers = {name: build(cell, scratch, name) for name in names}
     strip(trainers["unguarded"])
     baton = Baton(names)
@@ -233,14 +263,7 @@ def measure_steps(cell: Cell, scratch: Path) -> dict[str, Any]:
         thread.join()
     if baton.error is not None:
         raise RecipeError(f"{cell.name}: {type(baton.error).__name__}: {baton.error}")
-    kept = {
-        kind: {name: values[_WARMUP:] for name, values in found.items()}
-        for kind, found in (("wall", baton.wall), ("processor", baton.processor))
-    }
-    return {
-        "seconds": kept["wall"], "processor_seconds": kept["processor"], **_ratios(kept["wall"], names[0]),
-        "processor": _ratios(kept["processor"], names[0]),
-    }  # fmt: skip
+    return baton
 
 
 def strip(trainer: Any) -> None:
@@ -303,7 +326,7 @@ def main(words: list[str] | None = None) -> int:
     """Measure every cell and write the result file; return the exit code."""
     parser = argparse.ArgumentParser("benchmarks.checkpoints", description=__doc__.split("\n")[0])
     parser.add_argument("--turns", type=int, default=30, help="checkpoints of each way")
-    parser.add_argument("--steps", type=int, default=60, help="steps of each trainer")
+    parser.add_argument("--steps", type=int, default=40, help="steps of each trainer of a pair")
     parser.add_argument("--only", default="", help="cells whose name begins so")
     parser.add_argument("--scratch", type=Path, default=None, help="a folder on the disk to measure")
     parser.add_argument("--out", type=Path, default=OUT)

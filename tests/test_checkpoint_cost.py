@@ -11,13 +11,14 @@ from benchmarks.report import checkpoints as room
 @pytest.mark.slow
 def test_both_kinds_are_measured_and_told(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.checkpoints._WARMUP", 1)
+    monkeypatch.setattr("benchmarks.checkpoints._PAIRS", 2)
     lines = [measure(Cell(kind, "lora", "embedded", 16, 2), tmp_path) for kind in ("checkpoint", "step")]
     assert [list(line["ratios"]) for line in lines] == [
         ["upstream", "upstream, synced", "sealed", "sealed, waited for"],
         ["unguarded", "guarded"],
     ]
-    for line in lines:
-        assert all(len(values) == 2 and min(values) > 0 for values in line["seconds"].values())
+    for line, turns in zip(lines, (2, 4), strict=True):
+        assert all(len(values) == turns and min(values) > 0 for values in line["seconds"].values())
         assert next(iter(line["ratios"].values())) == 1
     # A rank of 16 on all layers, and Adam's two states of it: three times what the adapter takes.
     assert lines[0]["bytes"] > 1_500_000
