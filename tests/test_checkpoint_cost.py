@@ -27,7 +27,7 @@ def test_both_kinds_are_measured_and_told(tmp_path, monkeypatch):
     path = tmp_path / "checkpoints.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     section = room.report(path, "checkpoints")
-    assert "times upstream's a checkpoint" in section.block.text and "| guarded |" in section.table.markdown()
+    assert "times as long as upstream's takes" in section.block.text and "| guarded |" in section.table.markdown()
 
 
 @pytest.mark.slow

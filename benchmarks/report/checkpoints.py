@@ -18,6 +18,10 @@ _TEXT = (
 )
 _WHAT = {"checkpoint": "sealed, waited for", "step": "guarded"}
 """The way of this package, by what is measured."""
+_SENTENCE = {
+    "checkpoint": "Training waits for a checkpoint {} times as long as upstream's takes.",
+    "step": "A step with all guards takes {} times as long as upstream's.",
+}
 
 
 def report(path: Path, name: str) -> Section | None:
@@ -37,11 +41,11 @@ def report(path: Path, name: str) -> Section | None:
     measured = done(lines)
     table = Table(provenance, _HEADINGS, [row for line in measured for row in _rows(line)])
     told = [
-        f"{listed([_told(line) for line in measured if line['cell']['kind'] == kind])} times upstream's a {kind}"
-        for kind in _WHAT
+        sentence.format(listed([_told(line) for line in measured if line["cell"]["kind"] == kind]))
+        for kind, sentence in _SENTENCE.items()
         if any(line["cell"]["kind"] == kind for line in measured)
     ]
-    return Section("Never losing a run", wrap(_TEXT), table, None, Block(provenance, f"{'; '.join(told)}."))
+    return Section("Never losing a run", wrap(_TEXT), table, None, Block(provenance, " ".join(told)))
 
 
 def _told(line: Line) -> str:
