@@ -250,7 +250,8 @@ static void lose_power(void) {
             continue;
         }
         real_rename(last->to, last->from);
-        if (last->replaced[0]) real_rename(last->replaced, last->to);
+        // Where the folder itself is gone by now, so is what was replaced in it.
+        if (last->replaced[0] && real_rename(last->replaced, last->to)) real_remove(last->replaced, 0);
     }
 }
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.forks import Ended, code_of, forked, leave, split
+from hf_peft_recipes.lock import LOCK_FILE
 from hf_peft_recipes.results import earlier_record
 
 from .course import EVERY, STEPS, Undisturbed, command, end_problems, restore, state_of, state_problems
@@ -245,8 +246,9 @@ class Sweep:
     def _resume(self, state: str) -> int:
         """Let the run go on from its folder as a user would, and keep what was wrong; return the processes left."""
         if earlier_record(self._folder).get("status") == "done":
-            # It came to its end before it died, as the folder says; there is nothing to go on with.
-            self.gone_on[state] = end_problems(self._folder, self._wanted)
+            # It came to its end before it died, as the folder says: nothing goes on that would remove the lock.
+            problems = end_problems(self._folder, self._wanted)
+            self.gone_on[state] = [one for one in problems if one != f"left over: {LOCK_FILE}"]
             return 0
         # Before the run's own files were there, there is nothing to go on with: it is begun as the first time.
         begun = any((self._folder / name).is_file() for name in ("recipe.yaml", "result.json"))
