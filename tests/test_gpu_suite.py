@@ -152,7 +152,7 @@ def test_plan_trains_from_files_in_four_bits(tmp_path, models, monkeypatch):
     assert compared["parts"]["optimizer"] == [286832, 286832]
 
 
-@pytest.mark.slow
+@pytest.mark.slow_sweep
 def test_contenders_take_turns_and_who_is_not_there_is_named(tmp_path, models, monkeypatch):
     monkeypatch.setitem(throughput.RIVALS, "qlora", ("unsloth",))
     line = one("recipes", tmp_path, models, monkeypatch)
@@ -167,7 +167,7 @@ def test_contenders_take_turns_and_who_is_not_there_is_named(tmp_path, models, m
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.slow_sweep
 def test_profile_says_where_the_time_goes(tmp_path, models, monkeypatch):
     line = one("profile", tmp_path, models, monkeypatch)
     assert line["status"] == "done", line

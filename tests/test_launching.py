@@ -87,23 +87,6 @@ def test_our_own_launcher(command, tmp_path):
     assert record(tmp_path / "out")["hardware"]["processes"] == 2
 
 
-def test_two_processes_learn_what_one_learns(command, tmp_path):
-    """The same effective batch in two processes gives the same losses, to rounding."""
-    words = [
-        *SHORT, "--max_steps", "3", "--max_length", "128", "--eval_strategy", "no", "--bf16", "false",
-        "--dtype", "float32",
-    ]  # fmt: skip
-    curves = {}
-    for processes, accumulation in ((1, 4), (2, 2)):
-        folder = tmp_path / str(processes)
-        finished = command(
-            "train", "lora", "--num_processes", processes, "--gradient_accumulation_steps", accumulation, "--output_dir", folder, *words
-        )  # fmt: skip
-        assert finished.returncode == 0, finished.stderr
-        curves[processes] = [point["loss"] for point in record(folder)["loss_curve"]]
-    assert curves[1] == pytest.approx(curves[2], rel=1e-3)
-
-
 def test_a_launcher_that_starts_one_of_two_is_found_out(tmp_path):
     finished = accelerate(
         ["--cpu", "--num_processes", "2"],

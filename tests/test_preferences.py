@@ -95,7 +95,9 @@ def test_a_completion_may_have_several_turns_and_users_words_do_not_count():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    "objective", [pytest.param(name, marks=() if name == "dpo" else pytest.mark.slow_sweep) for name in OBJECTIVES]
+)
 def test_every_preference_objective_beats_its_base(objective, tmp_path):
     result = get_recipe(objective, max_steps=40, **{**FAST, "evaluation.max_rows": 100}).train(
         tmp_path / "out", progress=False

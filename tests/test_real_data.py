@@ -15,7 +15,14 @@ SETS = {
 
 
 # Each method and each data set, not each with each.
-@pytest.mark.parametrize(("method", "name"), [("lora", "rt-polarity"), ("full", "rt-polarity"), ("qlora", "gsm8k")])
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        ("lora", "rt-polarity"),
+        ("full", "rt-polarity"),
+        pytest.param("qlora", "gsm8k", marks=pytest.mark.slow_sweep),
+    ],
+)
 def test_learns_and_reloads(method, name, public, tmp_path):
     data = {"dataset": str(public / SETS[name]["dataset"]), "columns": SETS[name].get("columns"), "validation_rows": 16}
     recipe = get_recipe(

@@ -272,7 +272,7 @@ def test_packed_rows_are_masked_apart(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow_sweep)])
 def test_the_demo_learns(method, command, tmp_path):
     """The promise of the README: near chance before, 90 % or more after, on rows that were never seen."""
     finished = command("train", method, "--output_dir", tmp_path / "out", "--certify", "off", "--json")
