@@ -1,24 +1,24 @@
 """What it costs that no run is lost: a checkpoint beside upstream's own, and a step with all guards beside one without.
 
-    python -m benchmarks.checkpoints [--turns 30] [--steps 40] [--out benchmarks/results/checkpoints.jsonl]
+    python -m benchmarks.checkpoints [--turns 30] [--steps 240] [--out benchmarks/results/checkpoints.jsonl]
 
 - A checkpoint: in one process, the same trainer after its first step writes in turn as upstream does, as upstream does
   with what it wrote brought to disk afterwards (without that, a crash of the machine takes it), and as this package
   does: until it is sealed and in its place, and the part of that which training waits for. The disk is idle before
   each. Medians of the turns, and the ratio of the medians.
-- A step: two trainers of the same recipe train in one process, taking turns step by step: one as the recipe makes it,
-  the other of upstream's class, without a callback or a method of this package. Six pairs, each being made first in
-  half of them: where a model's memory lies makes 1 to 2 % here, and the second one's lies worse. Medians, and their
-  ratio, of wall time and of the processor's time, which other work on the machine does not change.
+- A step: one trainer takes its steps in turn as the recipe makes it, and as one of upstream's class without a callback
+  or a method of this package. Medians, and their ratio, of wall time and of the processor's time, which other work on
+  the machine does not change.
 """
 
 import argparse
+import functools
+import itertools
 import os
 import shutil
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -43,8 +43,6 @@ _PACKAGE = "hf_peft_recipes"
 _WARMUP = 5
 """Turns that are not counted: the first meet cold code, and steps are watched more closely until all tensors moved."""
 
-_NAMES = ("unguarded", "guarded")
-_PAIRS = 6
 _PAUSE = 3.0
 """Seconds before each turn for a GiB that the last one wrote: a disk may go on with it after it said that it was done,
 and a virtual machine's memory that was freed a moment ago is faster than what its host must find anew."""
@@ -99,7 +97,7 @@ def build(cell: Cell, scratch: Path, name: str) -> Any:
     else:
         model = MODEL_DIR if cell.model == EMBEDDED else make_model(scratch / "models", cell.model)
     # A step is over where the next one fetches its rows.
-    steps = cell.turns + _WARMUP + 1 if cell.kind == "step" else 1
+    steps = 2 * (cell.turns + _WARMUP) + 1 if cell.kind == "step" else 1
     rows = scratch / f"{cell.name}.jsonl"
     write_rows(rows, 8 * (steps + 1), cell.length)
     options = {
@@ -189,91 +187,65 @@ def rotated(names: list[str], turn: int) -> list[str]:
     return names[at:] + names[:at]
 
 
-class Baton:
-    """Lets two trainers take turns, a step each, and takes the time of every step."""
+class Turns:
+    """Lets a trainer take its steps with all guards and without any in turn, and takes the time of each.
 
-    def __init__(self, names: tuple[str, str]) -> None:
-        self._turns = {name: threading.Semaphore(0) for name in names}
-        self._other = {names[0]: names[1], names[1]: names[0]}
-        self.wall: dict[str, list[float]] = {name: [] for name in names}
-        self.processor: dict[str, list[float]] = {name: [] for name in names}
-        self.error: BaseException | None = None
-        self._turns[names[0]].release()
+    One trainer and one model: where the memory of another one lies makes 1 to 2 % here, more than what is looked for.
+    """
 
-    def follow(self, name: str, trainer: Any) -> None:
-        """Take the time of a trainer's steps: of all that happens from one micro-batch to where the next is fetched."""
-        fetch = trainer.get_batch_samples
-        started: list[tuple[float, float]] = []
+    def __init__(self, trainer: Any) -> None:
+        kind, handler = type(trainer), trainer.callback_handler
+        patched = {name: value for name, value in vars(trainer).items() if callable(getattr(kind, name, None))}
+        theirs = [one for one in handler.callbacks if not type(one).__module__.startswith(_PACKAGE)]
+        self._trainer = trainer
+        self._sides: dict[str, tuple[Any, dict[str, Any], list[Any]]] = {
+            "unguarded": (upstreams(trainer), {}, theirs),
+            "guarded": (kind, patched, list(handler.callbacks)),
+        }
+        # The recipe's own side comes first, and last: training begins and ends with all that belongs to it.
+        self._order = itertools.cycle(("guarded", "unguarded"))
+        self._now = "guarded"
+        self._started: tuple[float, float] | None = None
+        self.wall: dict[str, list[float]] = {name: [] for name in self._sides}
+        self.processor: dict[str, list[float]] = {name: [] for name in self._sides}
+        trainer.get_batch_samples = self._fetch
 
-        def fetched(*arguments: Any) -> Any:
-            self._hand_over(name, started)
-            return fetch(*arguments)
+    def _fetch(self, *arguments: Any) -> Any:
+        """Return the next step's rows, as its side fetches them: here one step ends, and another begins."""
+        if self._started:
+            wall, processor = self._started
+            self.wall[self._now].append(time.perf_counter() - wall)
+            self.processor[self._now].append(time.process_time() - processor)
+        self._now = next(self._order)
+        self.switch(self._now)
+        kind, patched, _ = self._sides[self._now]
+        fetch = patched.get("get_batch_samples") or functools.partial(kind.get_batch_samples, self._trainer)
+        self._started = time.perf_counter(), time.process_time()
+        return fetch(*arguments)
 
-        trainer.get_batch_samples = fetched
-
-    def _hand_over(self, name: str, started: list[tuple[float, float]]) -> None:
-        if started:
-            wall, processor = started.pop()
-            self.wall[name].append(time.perf_counter() - wall)
-            self.processor[name].append(time.thread_time() - processor)
-            self._turns[self._other[name]].release()
-        self._turns[name].acquire()
-        started.append((time.perf_counter(), time.thread_time()))
-
-    def train(self, name: str, trainer: Any) -> None:
-        """Train to the end, and let the other one go on."""
-        try:
-            trainer.train()
-        except BaseException as error:
-            self.error = error
-        finally:
-            self._turns[self._other[name]].release()
+    def switch(self, side: str) -> None:
+        """Make the trainer what upstream would have, its class, its methods, its callbacks, or the package's again."""
+        kind, patched, callbacks = self._sides[side]
+        self._trainer.__class__ = kind
+        for name in self._sides["guarded"][1]:
+            vars(self._trainer).pop(name, None)
+        vars(self._trainer).update(patched, get_batch_samples=self._fetch)
+        self._trainer.callback_handler.callbacks[:] = callbacks
 
 
 def measure_steps(cell: Cell, scratch: Path) -> dict[str, Any]:
-    """Return the seconds of each step, with the guards and without, in wall and in processor's time.
-
-    Raises:
-        RecipeError: one of the two failed.
-    """
-    kinds: dict[str, dict[str, list[float]]] = {"wall": {}, "processor": {}}
-    for number in range(_PAIRS):
-        baton = _train_in_turn(cell, scratch / str(number), _NAMES if number % 2 else _NAMES[::-1])
-        for name in _NAMES:
-            kinds["wall"].setdefault(name, []).extend(baton.wall[name][_WARMUP:])
-            kinds["processor"].setdefault(name, []).extend(baton.processor[name][_WARMUP:])
+    """Return the seconds of each step, with the guards and without, in wall and in processor's time."""
+    trainer = build(cell, scratch, "run")
+    turns = Turns(trainer)
+    trainer.train()
+    kept = {
+        kind: {name: values[_WARMUP:] for name, values in found.items()}
+        for kind, found in (("wall", turns.wall), ("processor", turns.processor))
+    }
     return {
-        "seconds": kinds["wall"], "processor_seconds": kinds["processor"], **_ratios(kinds["wall"], _NAMES[0]),
-        "processor": _ratios(kinds["processor"], _NAMES[0]),
+        "seconds": kept["wall"], "processor_seconds": kept["processor"], **_ratios(kept["wall"], "unguarded"),
+        "processor": _ratios(kept["processor"], "unguarded"),
     }  # fmt: skip
-
-
-def _train_in_turn(cell: Cell, scratch: Path, names: tuple[str, str]) -> Baton:
-    """Return the times of both trainers' steps, which were made in this order and stepped in it."""
-    scratch.mkdir()
-    trainers = {name: build(cell, scratch, name) for name in names}
-    strip(trainers["unguarded"])
-    baton = Baton(names)
-    for name, trainer in trainers.items():
-        baton.follow(name, trainer)
-    threads = [threading.Thread(target=baton.train, args=pair) for pair in trainers.items()]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if baton.error is not None:
-        raise RecipeError(f"{cell.name}: {type(baton.error).__name__}: {baton.error}")
-    return baton
-
-
-def strip(trainer: Any) -> None:
-    """Make of a trainer what upstream would have: its class, its methods, its callbacks."""
-    trainer.__class__ = upstreams(trainer)
-    for name in [name for name in vars(trainer) if callable(getattr(type(trainer), name, None))]:
-        delattr(trainer, name)
-    for callback in list(trainer.callback_handler.callbacks):
-        if type(callback).__module__.startswith(_PACKAGE):
-            trainer.remove_callback(callback)
 
 
 def _ratios(seconds: dict[str, list[float]], first: str) -> dict[str, Any]:
@@ -326,7 +298,7 @@ def main(words: list[str] | None = None) -> int:
     """Measure every cell and write the result file; return the exit code."""
     parser = argparse.ArgumentParser("benchmarks.checkpoints", description=__doc__.split("\n")[0])
     parser.add_argument("--turns", type=int, default=30, help="checkpoints of each way")
-    parser.add_argument("--steps", type=int, default=40, help="steps of each trainer of a pair")
+    parser.add_argument("--steps", type=int, default=240, help="steps of each kind")
     parser.add_argument("--only", default="", help="cells whose name begins so")
     parser.add_argument("--scratch", type=Path, default=None, help="a folder on the disk to measure")
     parser.add_argument("--out", type=Path, default=OUT)
