@@ -22,6 +22,8 @@ SHORT = {
     "max_steps": 4, "save_steps": 2, "logging_steps": 1, "eval_strategy": "no", "certify": "off",
     "evaluation.max_rows": 4, "data.validation_rows": 8, "per_device_train_batch_size": 1,
 }  # fmt: skip
+AT_ONCE = {"grpo": 8, "rloo": 8, "kto": 2}
+"""Rows of a micro-batch that a recipe needs at least."""
 POINTS = [Point(step, f"{step}" * 64, 1 / step, 2 / step, 3 / step) for step in range(1, 7)]
 
 
@@ -158,7 +160,7 @@ def test_a_stream_goes_on_in_its_second_pass(tmp_path):
 def test_every_recipe_goes_on_as_if_nothing_had_been(tmp_path, name):
     own = get_recipe(name).resolved.value("data.dataset") is not None
     options = {key: None if value == "null" else value for key, value in embedded_options(name).items()} if own else {}
-    options |= {"per_device_train_batch_size": 8} if name in ("grpo", "rloo") else {}
+    options |= {"per_device_train_batch_size": AT_ONCE[name]} if name in AT_ONCE else {}
     assert held_against_the_whole(name, tmp_path, **options) == []
 
 
