@@ -29,7 +29,7 @@ from hf_peft_recipes.api import resolve_recipe
 from hf_peft_recipes.bench.cell import SCHEMA_VERSION, circumstances, overrides_of
 from hf_peft_recipes.bench.rows import write_rows
 from hf_peft_recipes.bench.shapes import EMBEDDED, make_model
-from hf_peft_recipes.bench.suite import Line, write_lines
+from hf_peft_recipes.bench.suite import Line, read_lines, write_lines
 from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.errors import RecipeError, UserError
 from hf_peft_recipes.measure.facts import code_digest, commit_of
@@ -299,14 +299,18 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("benchmarks.checkpoints", description=__doc__.split("\n")[0])
     parser.add_argument("--turns", type=int, default=30, help="checkpoints of each way")
     parser.add_argument("--steps", type=int, default=240, help="steps of each kind")
-    parser.add_argument("--only", default="", help="cells whose name begins so")
+    parser.add_argument("--only", default="", help="cells whose name begins so; the file keeps its other lines")
     parser.add_argument("--scratch", type=Path, default=None, help="a folder on the disk to measure")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(words)
-    wanted = [cell for cell in cells(options.turns, options.steps) if cell.name.startswith(options.only)]
+    every = cells(options.turns, options.steps)
+    wanted = [cell for cell in every if cell.name.startswith(options.only)]
+    names = [cell.name for cell in every]
+    kept = [line for line in read_lines(options.out) if line["name"] not in {cell.name for cell in wanted}]
     try:
         with tempfile.TemporaryDirectory(prefix="checkpoints-", dir=options.scratch) as scratch:
-            write_lines(options.out, list(measured(wanted, Path(scratch))))
+            lines = [*kept, *measured(wanted, Path(scratch))]
+            write_lines(options.out, sorted(lines, key=lambda line: names.index(line["name"])))
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
