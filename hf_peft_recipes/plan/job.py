@@ -118,6 +118,12 @@ class Job:
         return self.on_cpu and self.speed and frozen and plain and self.config["model_type"] != "phi"
 
     @property
+    def own_lora(self) -> bool:
+        """Whether plain LoRA layers are functions of our own: those of a frozen base that is whole or in 4 bits."""
+        plain = self.adapter is not None and str(self.adapter.get("peft_type")).upper() == "LORA"
+        return self.on_cpu and self.speed and plain and self.bits != 8 and not (self.adapter or {}).get("use_dora")
+
+    @property
     def attended(self) -> int:
         """Tokens over which the dense mask spans: packed rows at once are one long row."""
         return self.tokens if self.packed else self.length

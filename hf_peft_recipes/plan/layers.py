@@ -155,6 +155,9 @@ def _mlp(walk: Walk, model: Model, name: str, x: Value) -> Value:
         x = walk.mul(up, _activate(walk, shape.activation, walk.view(both, half)))
         del up, both
         return walk.linear(x, model.linears[f"{name}.down_proj"])
+    parts = [model.linears[f"{name}.{part}_proj"] for part in ("gate", "up", "down")]
+    if walk.own_lora and shape.activation == "silu" and all(part.lora and not part.dropout for part in parts):
+        return walk.own_mlp(x, *parts)
     gate = _activate(walk, shape.activation, walk.linear(x, model.linears[f"{name}.gate_proj"]))
     x = walk.mul(gate, walk.linear(x, model.linears[f"{name}.up_proj"]))
     del gate

@@ -37,6 +37,9 @@ class LinearSizes:
 class Walk(Operations):
     """Walks a step's operations, linear layers among them."""
 
+    own_lora = False
+    """Whether plain LoRA layers are functions of our own, `speed/lora_linear.py`."""
+
     def product(self, x: Value, linear: LinearSizes) -> Value:
         """Return `x` times a weight, in autocast's precision."""
         rows = x.elements // linear.inputs
@@ -130,6 +133,8 @@ class Walk(Operations):
 
     def linear(self, x: Value, linear: LinearSizes) -> Value:
         """Return the output of a linear layer, LoRA's part included."""
+        if self.own_lora and linear.lora is not None:
+            return self._own_linear(x, linear)
         result = self.product(x, linear)
         if linear.lora is None:
             return result
@@ -147,6 +152,108 @@ class Walk(Operations):
         if linear.bits:
             scaled = self.cast(scaled, itemsize)
         return self.cast(self.add(result, scaled), itemsize)
+
+    def _own_linear(self, x: Value, linear: LinearSizes) -> Value:
+        """Return the output of `LoraLinear`, `speed/lora_linear.py`."""
+        assert linear.lora is not None
+        width, elements, itemsize = self.autocast or x.itemsize, x.elements, x.itemsize
+        read = self.dropout(x) if linear.dropout else x
+        out, inner = self._forth(x, read, linear, width)
+        x_needs, drops = x.node is not None, linear.dropout
+
+        def backward(g: Value, _kept: Any = (read, inner)) -> list[Value | None]:
+            g = self._flat(g, width)
+            back = self._back(g, self._flat(_kept[0], width), linear, width)
+            by_x = self._flat(self._by_input(elements, linear, width), itemsize) if x_needs else None
+            by_read = [self.fresh(elements, itemsize)] if drops else []
+            return [by_x, *by_read, *back[:2]]
+
+        parents: list[Value | Weight] = [x, *([read] if drops else []), *linear.lora]
+        return self._as(out, parents, backward, [read, inner])
+
+    def own_mlp(self, x: Value, gate: LinearSizes, up: LinearSizes, down: LinearSizes) -> Value:
+        """Return the output of `GatedMlp`, `speed/gated_mlp.py`."""
+        assert gate.lora and up.lora and down.lora
+        width, elements, itemsize = self.autocast or x.itemsize, x.elements, x.itemsize
+        rows = self._flat(x, width)
+        gated, gate_inner = self._forth(rows, rows, gate, width)
+        upped, up_inner = self._forth(rows, rows, up, width)
+        inside = gated.elements
+        product = self.fresh(inside, width)
+        out, down_inner = self._forth(product, product, down, width)
+        del product
+        x_needs, kept = x.node is not None, (rows, gated, upped, gate_inner, up_inner, down_inner)
+        del rows, gated, upped, gate_inner, up_inner, down_inner
+
+        def backward(g: Value, _kept: Any = kept) -> list[Value | None]:
+            g = self._flat(g, width)
+            activated, product = self.fresh(inside, width), self.fresh(inside, width)
+            by_down = self._back(g, product, down, width)
+            del product
+            by_product = self._by_input(inside, down, width)
+            by_gate_out = self.fresh(inside, width)
+            del by_product
+            by_gate = self._back(by_gate_out, None, gate, width)
+            by_up = self._back(activated, None, up, width)
+            by_x = None
+            if x_needs:
+                by_x = self._by_input(elements, gate, width)
+                # The other part is added to it.
+                self._whole(up, width)
+                by_x = self._flat(by_x, itemsize)
+            return [by_x, *by_gate[:2], *by_up[:2], *by_down[:2]]
+
+        return self._as(out, [x, *gate.lora, *up.lora, *down.lora], backward, kept)
+
+    def _as(self, out: Value, parents: Any, backward: Any, saved: Any) -> Value:
+        """Return a value that is made already, with its way back."""
+        made = self.make(0, out.itemsize, parents, backward, saved)
+        out.node = made.node
+        return out
+
+    def _flat(self, x: Value, itemsize: int) -> Value:
+        return x if x.itemsize == itemsize else self.fresh(x.elements, itemsize)
+
+    def _whole(self, linear: LinearSizes, width: int) -> Any:
+        """Return the weight that a product is made with, `Way.weight`."""
+        weight = linear.weight
+        if linear.bits == 4:
+            with self.ledger.making("dequantization"):
+                weight = self.fresh(linear.inputs * linear.outputs, 2)
+                return self._flat(weight, width)
+        return weight if weight.itemsize == width else self.fresh(weight.elements, width)
+
+    def _forth(self, x: Value, read: Value, linear: LinearSizes, width: int) -> tuple[Value, Value]:
+        """Return the output and the adapter's inner state, `Way.forth`."""
+        assert linear.lora is not None
+        down, up = linear.lora
+        tokens = x.elements // linear.inputs
+        given = self._flat(x, width)
+        some = given if read is x else self._flat(read, width)
+        weight = self._whole(linear, width)
+        out = self.fresh(tokens * linear.outputs, width)
+        inner = self.fresh(tokens * (down.elements // linear.inputs), width)
+        scaled = self.fresh(up.elements, up.itemsize)
+        del given, some, weight, scaled
+        return out, inner
+
+    def _back(self, g: Value, read: Any, linear: LinearSizes, width: int) -> tuple[Value, Value, Value]:
+        """Return the gradients by A, by B and by the inner state, `Way.back`."""
+        assert linear.lora is not None
+        down, up = linear.lora
+        tokens = g.elements // linear.outputs
+        by_inner = self.fresh(tokens * (down.elements // linear.inputs), width)
+        by_a = self.fresh(down.elements, width)
+        by_a = self._flat(by_a, down.itemsize)
+        by_b = self.fresh(up.elements, width)
+        return by_a, self._flat(by_b, up.itemsize), by_inner
+
+    def _by_input(self, elements: int, linear: LinearSizes, width: int) -> Value:
+        """Return the gradient by the input, `Way.by_input`."""
+        weight = self._whole(linear, width)
+        made = self.fresh(elements, width)
+        del weight
+        return made
 
     def _low_rank(self, x: Value, linear: LinearSizes) -> Value:
         assert linear.lora is not None

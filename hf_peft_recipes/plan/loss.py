@@ -32,9 +32,10 @@ def walk_loss(walk: Walk, model: Model, hidden: Value) -> Value:
         gradient = walk.fresh(picked, itemsize)
         with ledger.making("logits"):
             chunk = min(tokens, HEAD_TOKENS) * width
-            buffers = [walk.fresh(chunk, compute), walk.fresh(chunk, FLOAT32), walk.fresh(chunk, FLOAT32)]
+            cast = [walk.fresh(head.elements, compute)] if head.itemsize != compute else []
+            buffers = [*cast, walk.fresh(chunk, compute), walk.fresh(chunk, FLOAT32), walk.fresh(chunk, FLOAT32)]
             ledger.spike("logits", chunk * FLOAT32)
-            del buffers
+            del buffers, cast
         return walk.make(tokens, FLOAT32, [chosen], _gradient_only(walk, gradient), [gradient])
     used = min(tokens, TILE_TOKENS) * min(width, TILE_WIDTH)
     # A row of the tile is as wide for a small vocabulary; a host holds the pages that are written to.

@@ -79,12 +79,13 @@ def _layer_4bit(module: torch.nn.Linear, job: Job) -> Any:
 
     with torch.device("meta"):
         layer = bnb.nn.Linear4bit(
-            module.in_features, module.out_features, module.bias is not None, torch.bfloat16, job.double_quantized,
-            "nf4",
+            module.in_features, module.out_features, module.bias is not None, DTYPES[job.compute_bytes],
+            job.double_quantized, "nf4",
         )  # fmt: skip
     packed = torch.empty((-(-module.weight.numel() // 2), 1), dtype=torch.uint8, device="meta")
     layer.weight = bnb.nn.Params4bit(packed, requires_grad=False, quant_type="nf4", bnb_quantized=True)
     layer.weight.quant_state = _quantization_state(module.weight.numel(), job.double_quantized)
+    layer.weight.quant_state.shape, layer.weight.quant_state.dtype = module.weight.shape, torch.bfloat16
     return layer
 
 
@@ -126,6 +127,7 @@ def _quantization_state(elements: int, double: bool) -> Any:
     if not double:
         return QuantState(absmax=empty(blocks, torch.float32), code=code, blocksize=64, quant_type="nf4")
     nested = QuantState(absmax=empty(-(-blocks // 256), torch.float32), code=empty(256, torch.float32), blocksize=256)
+    nested.dtype = torch.float32
     return QuantState(
         absmax=empty(blocks, torch.uint8), code=code, blocksize=64, quant_type="nf4", offset=empty(1, torch.float32),
         state2=nested,

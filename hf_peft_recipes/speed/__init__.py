@@ -6,6 +6,9 @@ from typing import Any
 PATHS = {
     "document_attention": ("hf_peft_recipes.speed.attention", ("cpu",)),
     "loss_head": ("hf_peft_recipes.speed.loss_head", ("cpu",)),
+    # The block takes what its layers would do; where it cannot, they do it, each alone.
+    "lora_linear": ("hf_peft_recipes.speed.lora_linear", ("cpu",)),
+    "gated_mlp": ("hf_peft_recipes.speed.gated_mlp", ("cpu",)),
 }
 """Path to its module, and the kinds of device that it serves."""
 

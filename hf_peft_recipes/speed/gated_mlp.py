@@ -1,0 +1,108 @@
+"""A gated feed-forward block with LoRA as one function of autograd: `down(silu(gate(x))·up(x))`.
+
+Upstream keeps four tensors of the block's inner width for the way back: what gate and up gave, silu of the first, and
+the product, which `down` keeps. Here it is the first two; the others are made anew, element by element, which costs
+little beside the products (SwiGLU: Shazeer 2020, arXiv:2002.05202).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import silu
+
+from hf_peft_recipes.speed.lora_linear import Projection, Way, flat, is_hooked, is_plain, product_dtype, projection_of
+
+_CODE = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
+"""What all blocks that are meant here do, in transformers' words: Llama's, Mistral's, Qwen's, SmolLM3's."""
+_PARTS = ("gate_proj", "up_proj", "down_proj")
+
+
+class GatedMlp(torch.autograd.Function):
+    """One block."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, ways: tuple[Way, Way, Way], *adapters: torch.Tensor) -> torch.Tensor:
+        """Return the output, of the input's shape.
+
+        Args:
+            ctx: what backward finds again.
+            x: of shape (…, hidden size).
+            ways: the frozen parts of gate, up and down.
+            adapters: A and B of each.
+        """
+        rows = flat(x, ways[0].dtype)
+        gate, gate_inner = ways[0].forth(rows, rows, *adapters[:2])
+        up, up_inner = ways[1].forth(rows, rows, *adapters[2:4])
+        product = silu(gate).mul_(up)
+        out, down_inner = ways[2].forth(product, product, *adapters[4:])
+        ctx.save_for_backward(rows, gate, up, gate_inner, up_inner, down_inner, *adapters)
+        ctx.ways, ctx.x = ways, (x.shape, x.dtype)
+        return out.view(x.shape)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+        """Return the gradients by the input and by the A and B of each part."""
+        rows, gate, up, gate_inner, up_inner, down_inner, *adapters = ctx.saved_tensors
+        of_gate, of_up, of_down = ctx.ways
+        g = flat(gradient, of_down.dtype)
+        activated = silu(gate)
+        product = activated * up
+        *by_down, by_inner = of_down.back(g, product, down_inner, *adapters[4:])
+        del product
+        by_product = of_down.by_input(g, by_inner, adapters[4])
+        by_up_out = torch.mul(by_product, activated, out=activated)
+        by_gate_out = torch.ops.aten.silu_backward(by_product.mul_(up), gate)
+        del by_product
+        *by_gate, gate_by_inner = of_gate.back(by_gate_out, rows, gate_inner, *adapters[:2])
+        *by_up, up_by_inner = of_up.back(by_up_out, rows, up_inner, *adapters[2:4])
+        by_x = None
+        if ctx.needs_input_grad[0]:
+            by_x = of_gate.by_input(by_gate_out, gate_by_inner, adapters[0])
+            by_x = of_up.by_input(by_up_out, up_by_inner, adapters[2], into=by_x)
+            by_x = by_x.view(ctx.x[0]).to(ctx.x[1])
+        return by_x, None, *by_gate, *by_up, *by_down
+
+
+def install(model: Any) -> bool:
+    """Let each gated block, all of whose layers are plain LoRA layers, be one function; return whether there is any."""
+    found = [module for module in model.modules() if _is_gated(module)]
+    for block in found:
+        upstream = block.forward
+
+        @functools.wraps(upstream)
+        def forward(x: torch.Tensor, _block: Any = block, _upstream: Any = upstream) -> torch.Tensor:
+            parts = _projections(_block, x)
+            if parts is None:
+                return _upstream(x)
+            ways = tuple(Way(part.base, part.scaling, product_dtype(part.base, x)) for part in parts)
+            if len({way.dtype for way in ways}) != 1:
+                return _upstream(x)
+            out = GatedMlp.apply(x, ways, *(tensor for part in parts for tensor in (part.a, part.b)))
+            return out.to(x.dtype) if hasattr(parts[0].base, "compute_dtype") else out
+
+        block.forward = forward
+    return bool(found)
+
+
+def _projections(block: Any, x: torch.Tensor) -> list[Projection] | None:
+    layers = [getattr(block, name) for name in _PARTS]
+    if is_hooked(block.act_fn) or any(map(is_hooked, layers)):
+        return None
+    parts = [projection_of(layer, x) for layer in layers]
+    if any(part is None or part.dropout is not None for part in parts):
+        return None
+    return [part for part in parts if part is not None]
+
+
+def _is_gated(module: Any) -> bool:
+    if not all(is_plain(getattr(module, name, None)) for name in _PARTS) or not hasattr(module, "act_fn"):
+        return False
+    activation = module.act_fn
+    is_silu = isinstance(activation, torch.nn.SiLU) or type(activation).__name__ == "SiLUActivation"
+    return is_silu and _CODE in inspect.getsource(type(module).forward)

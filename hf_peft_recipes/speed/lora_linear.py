@@ -1,0 +1,246 @@
+"""A linear layer with LoRA as one function of autograd: what the way back needs is kept, once, and nothing else.
+
+Written out, with a frozen W, `y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ` (Hu et al. 2021, arXiv:2106.09685). PEFT makes a float32 copy of
+x for the adapter, keeps it for the way back, and makes three tensors as large as y. Here x is kept as it came, once for
+all layers that read it, and what the adapter adds is added in place.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+_logger = logging.getLogger(__name__)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+"""float16 is left to PEFT: its adapters work in float32, where nothing overflows."""
+
+
+class Projection(NamedTuple):
+    """One layer as it is to be computed now: a frozen base and an adapter."""
+
+    base: torch.nn.Module
+    a: torch.Tensor
+    """Of shape (rank, inputs)."""
+    b: torch.Tensor
+    """Of shape (outputs, rank)."""
+    scaling: float
+    dropout: torch.nn.Module | None
+    """None where nothing is dropped."""
+
+
+class Way(NamedTuple):
+    """What stays the same from a layer's way forward to its way back, tensors that autograd follows left out."""
+
+    base: torch.nn.Module
+    scaling: float
+    dtype: torch.dtype
+    """In which products are made."""
+
+    def weight(self) -> torch.Tensor:
+        """Return the base's weight, of shape (outputs, inputs); one in four bits holds until the next is asked for."""
+        weight: Any = self.base.weight
+        state = getattr(weight, "quant_state", None)
+        return weight.to(self.dtype) if state is None else _dequantized(weight, state, self.dtype)
+
+    def forth(self, x: torch.Tensor, dropped: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> Any:
+        """Return the output of shape (tokens, outputs), and the adapter's inner state of shape (tokens, rank).
+
+        Args:
+            x: of shape (tokens, inputs), in this dtype.
+            dropped: what the adapter reads, `x` where nothing is dropped.
+            a: of shape (rank, inputs).
+            b: of shape (outputs, rank).
+        """
+        bias: Any = self.base.bias
+        weight = self.weight().t()
+        out = torch.mm(x, weight) if bias is None else torch.addmm(bias.to(self.dtype), x, weight)
+        inner = torch.mm(dropped, a.to(self.dtype).t())
+        return out.addmm_(inner, (b * self.scaling).to(self.dtype).t()), inner
+
+    def back(
+        self,
+        gradient: torch.Tensor,
+        dropped: torch.Tensor,
+        inner: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the gradients by A and B, and that by `inner`, of shape (tokens, rank).
+
+        Args:
+            gradient: by the output, of shape (tokens, outputs), in this dtype.
+            dropped: as in `forth`.
+            inner: as `forth` returns it.
+            a: of shape (rank, inputs).
+            b: of shape (outputs, rank).
+        """
+        by_inner = torch.mm(gradient, (b * self.scaling).to(self.dtype))
+        by_a = torch.mm(by_inner.t(), dropped).to(a.dtype)
+        by_b = torch.mm(gradient.t(), inner).to(b.dtype).mul_(self.scaling)
+        return by_a, by_b, by_inner
+
+    def by_input(
+        self, gradient: torch.Tensor, by_inner: torch.Tensor, a: torch.Tensor, into: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the gradient by the input, of shape (tokens, inputs), added to what is given where something is."""
+        into = torch.mm(gradient, self.weight()) if into is None else into.addmm_(gradient, self.weight())
+        return into.addmm_(by_inner, a.to(self.dtype))
+
+
+class LoraLinear(torch.autograd.Function):
+    """One layer."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, dropped: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, way: Way
+    ) -> torch.Tensor:
+        """Return the output of shape (…, outputs).
+
+        Args:
+            ctx: what backward finds again.
+            x: of shape (…, inputs).
+            dropped: `x` with some of it zeroed, for the adapter; None where nothing is.
+            a: of shape (rank, inputs).
+            b: of shape (outputs, rank).
+            way: the frozen part.
+        """
+        rows = flat(x, way.dtype)
+        some = rows if dropped is None else flat(dropped, way.dtype)
+        out, inner = way.forth(rows, some, a, b)
+        # The input itself, whatever its dtype: layers that read the same one keep it together.
+        ctx.save_for_backward(x if dropped is None else dropped, inner, a, b)
+        ctx.way, ctx.x, ctx.drops = way, (x.shape, x.dtype), dropped is not None
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+        """Return the gradients by the input, by what the adapter read, by A and by B."""
+        (read, inner, a, b), way, (shape, dtype) = ctx.saved_tensors, ctx.way, ctx.x
+        g = flat(gradient, way.dtype)
+        by_a, by_b, by_inner = way.back(g, flat(read, way.dtype), inner, a, b)
+        by_x = by_dropped = None
+        if ctx.drops:
+            if ctx.needs_input_grad[0]:
+                by_x = torch.mm(g, way.weight()).view(shape).to(dtype)
+            if ctx.needs_input_grad[1]:
+                by_dropped = torch.mm(by_inner, a.to(way.dtype)).view(shape).to(dtype)
+        elif ctx.needs_input_grad[0]:
+            by_x = way.by_input(g, by_inner, a).view(shape).to(dtype)
+        return by_x, by_dropped, by_a, by_b, None
+
+
+def install(model: Any) -> bool:
+    """Let each plain LoRA layer over a frozen base be one function; return whether there is any.
+
+    DoRA and other variants, trained bases, biases of their own, quantisation of another kind than NF4 keep to PEFT's
+    way; so does, at any moment, a layer whose adapter is merged or disabled, or one of several that are active.
+    """
+    found = [module for module in model.modules() if is_plain(module)]
+    for layer in found:
+        upstream = layer.forward
+
+        @functools.wraps(upstream)
+        def forward(x: torch.Tensor, *others: Any, _layer: Any = layer, _upstream: Any = upstream, **named: Any) -> Any:
+            projection = None if others or named else projection_of(_layer, x)
+            if projection is None:
+                return _upstream(x, *others, **named)
+            dropped = None if projection.dropout is None else projection.dropout(x)
+            way = Way(projection.base, projection.scaling, product_dtype(projection.base, x))
+            out = LoraLinear.apply(x, dropped, projection.a, projection.b, way)
+            return out.to(x.dtype) if hasattr(projection.base, "compute_dtype") else out
+
+        layer.forward = forward
+    return bool(found)
+
+
+def projection_of(layer: Any, x: torch.Tensor) -> Projection | None:
+    """Return how a layer is to be computed now; None where that is PEFT's own way.
+
+    Args:
+        layer: a module; of LoRA or not.
+        x: its input.
+    """
+    if not is_plain(layer) or layer.disable_adapters or layer.merged or x.dtype not in _DTYPES:
+        return None
+    if len(names := layer.active_adapters) != 1:
+        _say(f"{len(names)} adapters are active: their layers are computed by PEFT's own code")
+        return None
+    name = names[0]
+    if name not in layer.lora_A or name in layer.lora_variant:
+        return None
+    down, up, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
+    # Who has hooked into a part wants to see it run.
+    parts = (layer.base_layer, down, up)
+    if up.bias is not None or down.bias is not None or any(map(is_hooked, parts)):
+        return None
+    drops = isinstance(dropout, torch.nn.Dropout) and dropout.training and dropout.p > 0
+    if not drops and not isinstance(dropout, (torch.nn.Identity, torch.nn.Dropout)):
+        return None
+    scaling = float(layer.scaling[name])
+    return Projection(layer.base_layer, down.weight, up.weight, scaling, dropout if drops else None)
+
+
+def product_dtype(base: Any, x: torch.Tensor) -> torch.dtype:
+    """Return in which precision a layer's products are made: autocast's, a quantised weight's, the input's."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return getattr(base, "compute_dtype", None) or x.dtype
+
+
+def flat(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return a tensor of shape (tokens, width) in a dtype: itself, seen otherwise, where it has that already."""
+    return x.reshape(-1, x.shape[-1]).to(dtype)
+
+
+def is_hooked(module: torch.nn.Module) -> bool:
+    """Return whether something waits for the module to be called."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def is_plain(layer: Any) -> bool:
+    """Return whether a module is a LoRA layer over a frozen base of a kind that is known here."""
+    from peft.tuners import lora
+
+    if type(layer) is lora.Linear:
+        if type(layer.base_layer) is not torch.nn.Linear or layer.fan_in_fan_out:
+            return False
+    elif type(layer) is not getattr(lora, "Linear4bit", None) or not _is_nf4(layer.base_layer):
+        return False
+    base = layer.base_layer
+    frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
+    # Where accelerate has put itself before a layer, it fetches the weight from elsewhere.
+    return frozen and not hasattr(base, "_hf_hook")
+
+
+def _is_nf4(base: Any) -> bool:
+    state = getattr(getattr(base, "weight", None), "quant_state", None)
+    return type(base).__name__ == "Linear4bit" and state is not None and state.quant_type == "nf4"
+
+
+_buffers: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+"""Where a GPU makes weights in four bits whole, one at a time."""
+
+
+def _dequantized(weight: Any, state: Any, dtype: torch.dtype) -> torch.Tensor:
+    from bitsandbytes.functional import dequantize_4bit
+
+    if weight.device.type != "cuda":
+        # The kernel of a CPU makes its result itself.
+        return dequantize_4bit(weight, state).view(state.shape).to(dtype)
+    key, size = (weight.device, state.dtype), state.shape.numel()
+    if key not in _buffers or _buffers[key].numel() < size:
+        _buffers[key] = torch.empty(size, device=weight.device, dtype=state.dtype)
+    return dequantize_4bit(weight, state, out=_buffers[key][:size].view(state.shape)).view(state.shape).to(dtype)
+
+
+@functools.cache
+def _say(what: str) -> None:
+    _logger.warning(what)
