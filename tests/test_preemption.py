@@ -284,11 +284,11 @@ def test_the_evaluation_of_an_epoch_is_not_lost_and_none_is_made_in_its_middle(t
 
 @pytest.mark.parametrize("event", ["on_step_begin", "on_prediction_step"])
 def test_where_the_best_checkpoint_is_kept_the_last_one_is_too(tmp_path, event):
-    """The highest loss is asked for, so that step 2 is not the best one; upstream would save nothing then."""
+    """The rate breaks the model in step 2, which is not the best one then; upstream would save nothing."""
     at = 1 if event == "on_step_begin" else 2
     settings = {
         "max_steps": 4, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "best", "load_best_model_at_end": True,
-        "greater_is_better": True, "save_total_limit": 1,
+        "save_total_limit": 1, "learning_rate": 0.03, "lr_scheduler_type": "constant", "warmup_steps": 0,
     }  # fmt: skip
     said = preempted(tmp_path, AskedAt(event, at), **settings)
     assert said == "preempted at step 2 of 4 (SIGTERM); checkpoint-2 is written"
@@ -297,7 +297,7 @@ def test_where_the_best_checkpoint_is_kept_the_last_one_is_too(tmp_path, event):
     record = train(tmp_path, resume=True, **settings).record
     losses = {point["step"]: point["eval_loss"] for point in record["loss_curve"] if "eval_loss" in point}
     assert list(losses) == [1, 2, 3, 4]
-    assert record["stopping"]["best_step"] == max(losses, key=losses.__getitem__)
+    assert record["stopping"]["best_step"] == min(losses, key=losses.__getitem__)
 
 
 def test_before_its_first_checkpoint_a_run_begins_anew(tmp_path, monkeypatch, capsys):

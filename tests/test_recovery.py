@@ -69,7 +69,9 @@ def test_a_poisoned_step_is_left_out_and_all_others_are_as_without_its_gradient(
     left_out = [one["step"] for one in result.record["recoveries"]]
     assert len(left_out) == 2 and {one["kind"] for one in result.record["recoveries"]} == {"rollback"}
     assert [row for one in result.record["recoveries"] for row in one["rows"] if row in poison.rows]
-    other = make(questions, WithoutGradient(left_out)).train(tmp_path / "out", progress=False)
+    # Poison for no row at all: what is hooked into is computed part by part, which rounds otherwise.
+    callbacks = [WithoutGradient(left_out), PoisonedRow()]
+    other = get_recipe("lora", dataset=questions, callbacks=callbacks, **SHORT).train(tmp_path / "out", progress=False)
     assert sorted(losses(result)) == [step for step in STEPS if step not in left_out]
     assert losses(result) == {step: loss for step, loss in losses(other).items() if step not in left_out}
     assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(result).items())

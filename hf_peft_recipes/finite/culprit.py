@@ -112,6 +112,9 @@ def _backward(trainer: Any, model: Any, loss: Callable[..., Any], inputs: dict[s
         for name, tensor in model.named_parameters():
             if tensor.requires_grad:
                 hooks.enter_context(_removed(tensor.register_hook(watching(name))))
+        for module in model.modules():
+            # Who is waited for is called: blocks that a faster path makes one function of have their gradients at once.
+            hooks.enter_context(_removed(module.register_forward_hook(lambda *_: None)))
         with trainer.compute_loss_context_manager():
             value = loss(trainer.model_wrapped, inputs, **options)
         with trainer.accelerator.no_sync(trainer.model_wrapped):

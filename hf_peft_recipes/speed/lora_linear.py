@@ -181,6 +181,9 @@ def projection_of(layer: Any, x: torch.Tensor) -> Projection | None:
     drops = isinstance(dropout, torch.nn.Dropout) and dropout.training and dropout.p > 0
     if not drops and not isinstance(dropout, (torch.nn.Identity, torch.nn.Dropout)):
         return None
+    # Without autocast PEFT computes an adapter in its own precision, which is more than the base's.
+    if not torch.is_autocast_enabled(x.device.type) and down.weight.dtype != product_dtype(layer.base_layer, x):
+        return None
     scaling = float(layer.scaling[name])
     return Projection(layer.base_layer, down.weight, up.weight, scaling, dropout if drops else None)
 
