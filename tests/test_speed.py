@@ -11,7 +11,7 @@ from trl.trainer.utils import add_fused_lm_head
 from hf_peft_recipes import get_recipe
 from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.speed import PATHS, loss_head, speed_up
-from hf_peft_recipes.speed.attention import NAME, document_lengths
+from hf_peft_recipes.speed.attention import NAME, STEP, document_lengths, lay_out
 
 ROW = [5, 1, 40, 18, 2]
 
@@ -27,6 +27,36 @@ def block_diagonal(lengths, window=None):
 @pytest.mark.parametrize("lengths", [[1], [7], [1, 1, 1], ROW])
 def test_document_lengths(lengths):
     assert document_lengths(block_diagonal(lengths)) == lengths
+
+
+@pytest.mark.parametrize("lengths", [[1], [32], [33, 32, 1], ROW, [7] * 9, [100, 64, 3, 65]])
+def test_a_row_is_laid_out_and_back(lengths):
+    layout = lay_out(lengths, torch.device("cpu"))
+    tokens = torch.arange(sum(lengths))
+    assert torch.equal(layout.take[layout.give], tokens)
+    assert sorted([*layout.give.tolist(), *layout.empty.tolist()]) == list(range(len(layout.take)))
+    assert len(layout.groups) == len({-(-length // STEP) for length in lengths})
+    assert sum(number * room for number, room in layout.groups) == len(layout.take) < len(tokens) + STEP * len(lengths)
+
+
+def test_the_plan_knows_the_step():
+    from hf_peft_recipes.plan.job import DOCUMENT_STEP
+
+    assert DOCUMENT_STEP == STEP
+
+
+def test_documents_of_about_one_length_go_together(models, monkeypatch):
+    from hf_peft_recipes.speed import attention
+
+    shapes, kernel = [], attention.scaled_dot_product_attention
+    monkeypatch.setattr(
+        attention, "scaled_dot_product_attention", lambda q, *a, **k: shapes.append(q.shape) or kernel(q, *a, **k)
+    )
+    for lengths, calls in ((ROW, [(4, 32), (1, 64)]), ([50], [(1, 50)])):
+        positions = torch.cat([torch.arange(length) for length in lengths])[None]
+        models[1](torch.randint(5, 200, positions.shape), position_ids=positions, use_cache=False)
+        if len(lengths) > 1:
+            assert [(shape[0], shape[2]) for shape in shapes[: len(calls)]] == calls
 
 
 def not_documents():

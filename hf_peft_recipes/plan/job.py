@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 ITEM_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2, "float64": 8}
 """Name of a torch dtype to the bytes of an element."""
 
+DOCUMENT_STEP = 32
+"""Tokens by which lengths of documents differ for a kernel: `STEP` of `speed/attention.py`."""
 DOCUMENTS_A_ROW = 2
 """Where documents are of all lengths up to a row's: half a row on average."""
 
@@ -275,12 +277,12 @@ def make_job(
 def _document_lengths(
     recipe: ResolvedRecipe, training: Mapping[str, Any], length: int, documents: Documents | None
 ) -> int:
-    """Return how many lengths of documents a run meets: one where rows are taken to be full, else as many as it can."""
+    """Return how many lengths the run's kernels meet: one where rows are taken to be full, else as many as it can."""
     if documents is None and recipe.value("data.dataset") is None:
         return 1
-    known, a_row = length, float(DOCUMENTS_A_ROW)
+    known, a_row = math.ceil(length / DOCUMENT_STEP), float(DOCUMENTS_A_ROW)
     if documents is not None:
-        known, a_row = len(set(documents.lengths)), documents.lengths_a_row
+        known, a_row = len({math.ceil(one / DOCUMENT_STEP) for one in documents.lengths}), documents.lengths_a_row
     steps = int(training.get("max_steps") or -1)
     rows = steps * int(training.get("gradient_accumulation_steps") or 1)
     return min(known, math.ceil(rows * a_row)) if steps > 0 else known

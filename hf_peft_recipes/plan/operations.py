@@ -212,11 +212,13 @@ class Operations:
             k: keys.
             v: values.
             heads: of the queries.
-            copies: whether the output is put together from documents, as the faster path on a CPU does.
+            copies: whether documents are put beside one another and back, as the faster path on a CPU does.
             score_bytes: what the kernel holds while it works.
         """
         if self.autocast:
             q, k, v = (self.cast(value, self.autocast) for value in (q, k, v))
+        if copies:
+            q, k, v = (self._copied(value) for value in (q, k, v))
         sums = self.fresh(self.tokens * heads, FLOAT32)
         sizes, itemsize = [value.elements for value in (q, k, v)], q.itemsize
         needs = [value.node is not None for value in (q, k, v)]
@@ -231,7 +233,12 @@ class Operations:
         if out.node is not None:
             out.storage.move("activations")
             holder.append(out.storage)
-        return self.cat(out.elements, [out]) if copies else out
+        return self._copied(self.cat(out.elements, [out])) if copies else out
+
+    def _copied(self, x: Value) -> Value:
+        """Return `x` in another order."""
+        elements, itemsize = x.elements, x.itemsize
+        return self.make(elements, itemsize, [x], lambda _: [self.fresh(elements, itemsize)])
 
     def checkpointed(self, block: Callable[[Value], Value], x: Value) -> Value:
         """Return the block's output, all that it saves made anew on the way back (Chen et al. 2016, arXiv:1604.06174).

@@ -152,6 +152,9 @@ def _attention(job: Job) -> Any:
     def attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, **options: Any) -> Any:
         query, key, value = (x.to(dtype) for x in (query, key, value))
         masked = job.packed and not job.flash and not job.by_document
+        places = torch.empty(query.shape[2], dtype=torch.long, device="meta")
+        if job.by_document:
+            query, key, value = (x.index_select(2, places) for x in (query, key, value))
         if masked:
             groups = query.shape[1] // key.shape[1]
             key, value = ((x.repeat_interleave(groups, 1) if groups > 1 else x) for x in (key, value))
@@ -162,7 +165,7 @@ def _attention(job: Job) -> Any:
         else:
             out = kernel(query, key, value, 0.0, True)[0]
         if job.by_document:
-            return torch.cat([out.transpose(1, 2)], 1), None
+            return torch.cat([out.transpose(1, 2)], 1).index_select(1, places), None
         return out.transpose(1, 2), None
 
     return attend
