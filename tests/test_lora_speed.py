@@ -195,14 +195,21 @@ def test_what_is_not_plain_is_left_to_peft():
 def test_float16_is_left_to_peft(monkeypatch):
     monkeypatch.setattr(LoraLinear, "apply", None)
     monkeypatch.setattr(GatedMlp, "apply", None)
-    _, fast, _ = pair(dtype=torch.float16)
-    with torch.no_grad():
+    logits(pair(dtype=torch.float16)[1])
+
+
+def test_what_is_evaluated_comes_from_peft(monkeypatch):
+    plain, fast, _ = pair(dtype=torch.bfloat16)
+    monkeypatch.setattr(LoraLinear, "apply", None)
+    monkeypatch.setattr(GatedMlp, "apply", None)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fast(TOKENS).logits, plain(TOKENS).logits)
+    with pytest.raises(TypeError), torch.autocast("cpu", torch.bfloat16):
         fast(TOKENS)
 
 
 def logits(model):
-    with torch.no_grad():
-        return model(TOKENS, use_cache=False).logits
+    return model(TOKENS, use_cache=False).logits.detach()
 
 
 def test_adapters_that_are_switched_or_merged_go_peft_s_way(caplog):

@@ -202,7 +202,6 @@ def _walk_forward(job: Job, shape: Shape, end: Callable[[Walk, Model, Value], An
     few = replace(shape, layers=min(2, shape.layers))
     model, ledger = Model(job, few), Ledger()
     walk = Walk(ledger, job.tokens, job.autocast_bytes, job.device.kind)
-    walk.own_lora = job.own_lora
     walk.keeps_casts = keeps_casts
     with ledger.not_recording(), walk.autocasting():
         end(walk, model, walk_backbone(walk, model, job.tokens))

@@ -165,6 +165,9 @@ def projection_of(layer: Any, x: torch.Tensor) -> Projection | None:
         layer: a module; of LoRA or not.
         x: its input.
     """
+    # What is evaluated or generated comes from PEFT's code, as it does for whoever loads the adapter.
+    if not torch.is_grad_enabled():
+        return None
     if not is_plain(layer) or layer.disable_adapters or layer.merged or x.dtype not in _DTYPES:
         return None
     if len(names := layer.active_adapters) != 1:
