@@ -78,6 +78,16 @@ def _settled() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _same_environment() -> Iterator[None]:
+    """Take back what a file's tests have left in the environment: later commands would be no forks for it."""
+    before = dict(os.environ)
+    yield
+    for name in [name for name in os.environ if name not in before and not name.startswith("PYTEST_")]:
+        del os.environ[name]
+    os.environ.update({name: value for name, value in before.items() if not name.startswith("PYTEST_")})
+
+
 @pytest.fixture
 def command() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs `python -m hf_peft_recipes` with some words and returns the finished process."""
