@@ -238,6 +238,15 @@ def test_adapters_that_are_switched_or_merged_go_peft_s_way(caplog):
     torch.testing.assert_close(*merged)
 
 
+def test_a_copy_computes_with_its_own_weights():
+    _, fast, _ = pair()
+    before, copied = logits(fast), copy.deepcopy(fast)
+    with torch.no_grad():
+        for parameter in fast.parameters():
+            parameter.zero_()
+    assert torch.equal(logits(copied), before)
+
+
 def test_who_hooks_into_a_part_sees_it_run():
     _, fast, _ = pair()
     seen = []

@@ -41,6 +41,7 @@ def test_the_two_ways_agree(kind, recipe):
     [
         {"speed": "off"},
         {"bf16": False, "dtype": "float32"},
+        {"bf16": False, "dtype": "bfloat16"},
         {"dtype": "float32"},
         {"per_device_train_batch_size": 4, "packing": False},
         {"gradient_accumulation_steps": 1},

@@ -13,6 +13,7 @@ from hf_peft_recipes.errors import UnplannedError, UserError
 from hf_peft_recipes.plan.configs import read_quantization
 from hf_peft_recipes.plan.held_out import HeldOut
 from hf_peft_recipes.plan.shapes import ARCHITECTURES, Tensor, four_bit_bytes
+from hf_peft_recipes.plan.sizes import FLOAT32
 from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.spec.objectives import OBJECTIVES, objective_facts
 
@@ -121,9 +122,13 @@ class Job:
 
     @property
     def own_lora(self) -> bool:
-        """Whether plain LoRA layers are functions of our own: those of a frozen base that is whole or in 4 bits."""
-        plain = self.adapter is not None and str(self.adapter.get("peft_type")).upper() == "LORA"
-        return self.on_cpu and self.speed and plain and self.bits != 8 and not (self.adapter or {}).get("use_dora")
+        """Whether plain LoRA layers are functions of our own: those of a frozen base that is whole or in 4 bits.
+
+        Without autocast they are where the base is as precise as the adapter.
+        """
+        adapter = self.adapter or {}
+        plain = str(adapter.get("peft_type")).upper() == "LORA" and not adapter.get("use_dora") and self.bits != 8
+        return self.on_cpu and self.speed and plain and (self.autocast_bytes is not None or self.item_bytes == FLOAT32)
 
     @property
     def attended(self) -> int:

@@ -7,15 +7,24 @@ little beside the products (SwiGLU: Shazeer 2020, arXiv:2002.05202).
 
 from __future__ import annotations
 
-import functools
 import inspect
+from types import MethodType
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
-from hf_peft_recipes.speed.lora_linear import Projection, Way, flat, is_hooked, is_plain, product_dtype, projection_of
+from hf_peft_recipes.speed.lora_linear import (
+    Projection,
+    Way,
+    as_base,
+    flat,
+    is_hooked,
+    is_plain,
+    product_dtype,
+    projection_of,
+)
 
 _CODE = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
 """What all blocks that are meant here do, in transformers' words: Llama's, Mistral's, Qwen's, SmolLM3's."""
@@ -73,21 +82,17 @@ def install(model: Any) -> bool:
     """Let each gated block, all of whose layers are plain LoRA layers, be one function; return whether there is any."""
     found = [module for module in model.modules() if _is_gated(module)]
     for block in found:
-        upstream = block.forward
-
-        @functools.wraps(upstream)
-        def forward(x: torch.Tensor, _block: Any = block, _upstream: Any = upstream) -> torch.Tensor:
-            parts = _projections(_block, x)
-            if parts is None:
-                return _upstream(x)
-            ways = tuple(Way(part.base, part.scaling, product_dtype(part.base, x)) for part in parts)
-            if len({way.dtype for way in ways}) != 1:
-                return _upstream(x)
-            out = GatedMlp.apply(x, ways, *(tensor for part in parts for tensor in (part.a, part.b)))
-            return out.to(x.dtype) if hasattr(parts[0].base, "compute_dtype") else out
-
-        block.forward = forward
+        block.forward = MethodType(_forward, block)
     return bool(found)
+
+
+def _forward(block: Any, x: torch.Tensor) -> Any:
+    parts = _projections(block, x)
+    ways = tuple(Way(part.base, part.scaling, product_dtype(part.base, x)) for part in parts or ())
+    if parts is None or len({way.dtype for way in ways}) != 1:
+        return type(block).forward(block, x)
+    out = GatedMlp.apply(x, ways, *(tensor for part in parts for tensor in (part.a, part.b)))
+    return as_base(out, parts[-1].base, x)
 
 
 def _projections(block: Any, x: torch.Tensor) -> list[Projection] | None:
@@ -105,4 +110,4 @@ def _is_gated(module: Any) -> bool:
         return False
     activation = module.act_fn
     is_silu = isinstance(activation, torch.nn.SiLU) or type(activation).__name__ == "SiLUActivation"
-    return is_silu and _CODE in inspect.getsource(type(module).forward)
+    return is_silu and not hasattr(module, "_hf_hook") and _CODE in inspect.getsource(type(module).forward)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -142,20 +143,23 @@ def install(model: Any) -> bool:
     """
     found = [module for module in model.modules() if is_plain(module)]
     for layer in found:
-        upstream = layer.forward
-
-        @functools.wraps(upstream)
-        def forward(x: torch.Tensor, *others: Any, _layer: Any = layer, _upstream: Any = upstream, **named: Any) -> Any:
-            projection = None if others or named else projection_of(_layer, x)
-            if projection is None:
-                return _upstream(x, *others, **named)
-            dropped = None if projection.dropout is None else projection.dropout(x)
-            way = Way(projection.base, projection.scaling, product_dtype(projection.base, x))
-            out = LoraLinear.apply(x, dropped, projection.a, projection.b, way)
-            return out.to(x.dtype) if hasattr(projection.base, "compute_dtype") else out
-
-        layer.forward = forward
+        # Bound to the layer, and so to a copy of it where the model is copied.
+        layer.forward = MethodType(_forward, layer)
     return bool(found)
+
+
+def _forward(layer: Any, x: torch.Tensor, *others: Any, **named: Any) -> Any:
+    projection = None if others or named else projection_of(layer, x)
+    if projection is None:
+        return type(layer).forward(layer, x, *others, **named)
+    dropped = None if projection.dropout is None else projection.dropout(x)
+    way = Way(projection.base, projection.scaling, product_dtype(projection.base, x))
+    return as_base(LoraLinear.apply(x, dropped, projection.a, projection.b, way), projection.base, x)
+
+
+def as_base(out: torch.Tensor, base: Any, x: torch.Tensor) -> torch.Tensor:
+    """Return an output in the dtype that the base's own would have: one in four bits gives back its input's."""
+    return out.to(x.dtype) if hasattr(base, "compute_dtype") else out
 
 
 def projection_of(layer: Any, x: torch.Tensor) -> Projection | None:
@@ -223,7 +227,7 @@ def is_plain(layer: Any) -> bool:
     base = layer.base_layer
     frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
     # Where accelerate has put itself before a layer, it fetches the weight from elsewhere.
-    return frozen and not hasattr(base, "_hf_hook")
+    return frozen and not hasattr(base, "_hf_hook") and not hasattr(layer, "_hf_hook")
 
 
 def _is_nf4(base: Any) -> bool:
