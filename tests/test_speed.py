@@ -5,12 +5,14 @@ import copy
 import pytest
 import torch
 from conftest import FAST
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from hf_peft_recipes import get_recipe
 from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.speed import PATHS, loss_head, speed_up
+from hf_peft_recipes.speed.causal_attention import LONGEST, attend_causally
 from hf_peft_recipes.speed.attention import NAME, STEP, document_lengths, lay_out
 
 ROW = [5, 1, 40, 18, 2]
@@ -48,10 +50,8 @@ def test_the_plan_knows_the_step():
 def test_documents_of_about_one_length_go_together(models, monkeypatch):
     from hf_peft_recipes.speed import attention
 
-    shapes, kernel = [], attention.scaled_dot_product_attention
-    monkeypatch.setattr(
-        attention, "scaled_dot_product_attention", lambda q, *a, **k: shapes.append(q.shape) or kernel(q, *a, **k)
-    )
+    shapes, kernel = [], attention.attend_causally
+    monkeypatch.setattr(attention, "attend_causally", lambda q, *a: shapes.append(q.shape) or kernel(q, *a))
     for lengths, calls in ((ROW, [(4, 32), (1, 64)]), ([50], [(1, 50)])):
         positions = torch.cat([torch.arange(length) for length in lengths])[None]
         models[1](torch.randint(5, 200, positions.shape), position_ids=positions, use_cache=False)
@@ -121,6 +121,31 @@ def test_packed_rows_really_go_by_document(models, monkeypatch):
     models[1](tokens, position_ids=torch.cat([torch.arange(length) for length in ROW])[None], use_cache=False)
 
 
+@pytest.mark.parametrize("scaling", [None, 0.3])
+@pytest.mark.parametrize("tokens", [1, 32, 200, LONGEST, LONGEST + 1])
+def test_attention_in_bfloat16_is_no_further_from_the_truth_than_torchs(tokens, scaling):
+    generator = torch.Generator().manual_seed(4)
+    parts = [torch.randn(2, heads, tokens, 16, generator=generator).bfloat16() for heads in (6, 2, 2)]
+    outer = torch.randn(2, 6, tokens, 16, generator=generator).bfloat16()
+
+    def gradients(attend, dtype):
+        leaves = [part.to(dtype).requires_grad_() for part in parts]
+        out = attend(*leaves)
+        return out, *torch.autograd.grad(out, leaves, outer.to(dtype))
+
+    def torchs(q, k, v):
+        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+
+    def errors(found):
+        return torch.tensor([(one.double() - true).norm() for one, true in zip(found, truth, strict=True)])
+
+    truth = gradients(torchs, torch.float64)
+    ours = gradients(lambda q, k, v: attend_causally(q, k, v, 0.0, scaling), torch.bfloat16)
+    assert all(one.dtype == torch.bfloat16 for one in ours)
+    assert (errors(ours) <= 1.05 * errors(gradients(torchs, torch.bfloat16)) + 1e-6).all()
+    assert (errors(ours) < 0.01 * torch.tensor([one.norm() for one in truth]) + 1e-6).all()
+
+
 def test_padded_rows_and_generation_are_as_before(models):
     tokens = torch.randint(5, 200, (2, 9), generator=torch.Generator().manual_seed(2))
     mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1], [1] * 9])
@@ -171,9 +196,9 @@ def masked_rows(share):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0], ids=["all carry loss", "half", "none"])
-@pytest.mark.parametrize("at_a_time", [1, 7, 128])
-def test_the_head_scores_as_trls_does(heads, share, at_a_time, monkeypatch):
-    monkeypatch.setattr(loss_head, "TOKENS_AT_A_TIME", at_a_time)
+@pytest.mark.parametrize("width", [1, 7, 500])
+def test_the_head_scores_as_trls_does(heads, share, width, monkeypatch):
+    monkeypatch.setattr(loss_head, "tile_width", lambda tokens, vocabulary: min(vocabulary, width))
     inputs, found = masked_rows(share), []
     for model in heads:
         output = model(**inputs, fused_lm_head=True)

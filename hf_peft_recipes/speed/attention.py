@@ -11,11 +11,12 @@ from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from hf_peft_recipes.speed.causal_attention import attend_causally
 
 NAME = "sdpa_by_document"
 
@@ -132,15 +133,14 @@ def attend(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
-    options = {"dropout_p": dropout, "scale": scaling, "is_causal": True, "enable_gqa": query.shape[1] != key.shape[1]}
     if len(layout.groups) == layout.groups[0][0] == 1:
-        return scaled_dot_product_attention(query, key, value, **options).transpose(1, 2), None
+        return attend_causally(query, key, value, dropout, scaling).transpose(1, 2), None
     sizes = [number * room for number, room in layout.groups]
     spread = (_Spread.apply(one, layout).split(sizes, 1) for one in (query, key, value))
     outputs = []
     for (number, room), *parts in zip(layout.groups, *spread, strict=True):
         documents = (part.unflatten(1, (number, room)).transpose(0, 1) for part in parts)
-        outputs.append(scaled_dot_product_attention(*documents, **options).transpose(1, 2).flatten(0, 1))
+        outputs.append(attend_causally(*documents, dropout, scaling).transpose(1, 2).flatten(0, 1))
     return _Gather.apply(torch.cat(outputs), layout)[None], None
 
 
