@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ class Step:
         for batch in self.batches:
             positions = batch["position_ids"].flatten().tolist()
             ends = [at for at, position in enumerate([*positions, 0]) if position == 0]
-            squares += sum((end - start) ** 2 for start, end in zip(ends, ends[1:], strict=False))
+            squares += sum((end - start) ** 2 for start, end in pairwise(ends))
             tokens += len(positions)
         return {"tokens": [tokens], "supervised_tokens": [supervised], "squared_lengths": [squares]}
 
@@ -186,7 +187,9 @@ def main() -> None:
             "settings": {key: value for key, value in vars(options).items() if key != "out"} | {"lora": LORA},
             "commit": commit_of(Path(__file__).parent),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "hardware": {**host_facts(), "device": detect_device().describe(), "threads": os.environ.get("OMP_NUM_THREADS")},
+            "hardware": {
+                **host_facts(), "device": detect_device().describe(), "threads": os.environ.get("OMP_NUM_THREADS")
+            },
             "versions": installed_versions(),
             **work, **found, **summarize(options.recipe, folder, work, found),
             "profiles": {UPSTREAM: profiled(step, []), ALL: profiled(step, list(PATHS))},

@@ -12,8 +12,8 @@ from trl.trainer.utils import add_fused_lm_head
 from hf_peft_recipes import get_recipe
 from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.speed import PATHS, loss_head, speed_up
-from hf_peft_recipes.speed.causal_attention import LONGEST, attend_causally
 from hf_peft_recipes.speed.attention import NAME, STEP, document_lengths, lay_out
+from hf_peft_recipes.speed.causal_attention import LONGEST, attend_causally
 
 ROW = [5, 1, 40, 18, 2]
 
@@ -85,7 +85,7 @@ def models(request):
     config.num_attention_heads, config.num_key_value_heads, config.head_dim = 4, groups, 16
     plain = AutoModelForCausalLM.from_config(config).float().train()
     fast = copy.deepcopy(plain)
-    assert speed_up(fast, "cpu") == ["document_attention"]
+    assert speed_up(fast, "cpu") == ["document_attention", "rotary"]
     assert (plain.config._attn_implementation, fast.config._attn_implementation) == ("sdpa", NAME)
     return plain, fast
 
@@ -158,7 +158,7 @@ def test_padded_rows_and_generation_are_as_before(models):
 
 def test_a_model_on_eager_attention_stays_as_it_is():
     model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, attn_implementation="eager")
-    assert speed_up(model, "cpu") == []
+    assert speed_up(model, "cpu") == ["rotary"]
     assert model.config._attn_implementation == "eager"
 
 

@@ -131,6 +131,11 @@ class Job:
         return self.on_cpu and self.speed and plain and (self.autocast_bytes is not None or self.item_bytes == FLOAT32)
 
     @property
+    def own_layers(self) -> bool:
+        """Whether norms with a frozen weight and rotary positions are functions of our own."""
+        return self.on_cpu and self.speed
+
+    @property
     def attended(self) -> int:
         """Tokens over which the dense mask spans: packed rows at once are one long row."""
         return self.tokens if self.packed else self.length

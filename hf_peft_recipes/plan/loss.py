@@ -8,8 +8,8 @@ from hf_peft_recipes.plan.linears import Walk
 from hf_peft_recipes.plan.sizes import FLOAT32, Value
 from hf_peft_recipes.plan.weights import Model
 
-HEAD_TOKENS = 128
-"""Of our loss head at a time, `speed/loss_head.py`."""
+TILE, NARROWEST, ALIGNED = 2**21, 256, 64
+"""Logits of our loss head at a time, the fewest of a token, and what that is a multiple of: `speed/loss_head.py`."""
 TILE_TOKENS, TILE_WIDTH = 4096, 32768
 """Of TRL's head at a time: `trl/kernels/chunked_logprob.py` and `_CHUNKED_LOGPROB_CHUNK_SIZE`."""
 
@@ -31,11 +31,17 @@ def walk_loss(walk: Walk, model: Model, hidden: Value) -> Value:
     if ours:
         gradient = walk.fresh(picked, itemsize)
         with ledger.making("logits"):
-            chunk = min(tokens, HEAD_TOKENS) * width
-            cast = [walk.fresh(head.elements, compute)] if head.itemsize != compute else []
+            tiles = -(-width // max(NARROWEST, TILE // tokens))
+            read = -(-width // tiles // ALIGNED) * ALIGNED
+            chunk = tokens * read
+            cast = [walk.fresh(read * shape.hidden, compute)] if head.itemsize != compute else []
             buffers = [*cast, walk.fresh(chunk, compute), walk.fresh(chunk, FLOAT32), walk.fresh(chunk, FLOAT32)]
-            ledger.spike("logits", chunk * FLOAT32)
+            expected = walk.fresh(picked, FLOAT32)
+            ledger.spike("logits", picked * compute)
             del buffers, cast
+            # The target's rows, and the expected ones as they are.
+            ledger.spike("logits", picked * (FLOAT32 + compute))
+            del expected
         return walk.make(tokens, FLOAT32, [chosen], _gradient_only(walk, gradient), [gradient])
     used = min(tokens, TILE_TOKENS) * min(width, TILE_WIDTH)
     # A row of the tile is as wide for a small vocabulary; a host holds the pages that are written to.

@@ -25,6 +25,8 @@ class Operations:
         """Bytes of autocast's dtype, None without autocast."""
         self.keeps_casts = True
         """Whether autocast keeps the casts of trained weights: not in inference mode."""
+        self.own_layers = False
+        """Whether norms and rotary positions are functions of our own: in training, by `speed/`."""
         self._casts: dict[int, Value] = {}
 
     @contextmanager
@@ -139,6 +141,8 @@ class Operations:
     def rms_norm(self, x: Value, weight: Weight, gemma: bool = False) -> Value:
         """Return `x` normed as Llama's RMSNorm does, or as Gemma's, which weighs in float32."""
         itemsize, rows = x.itemsize, x.elements // weight.elements
+        if self.own_layers and not gemma and weight.node is None and weight.itemsize == itemsize:
+            return self._own_rms_norm(x, rows)
         x = self.cast(x, FLOAT32)
         root = self._mean_of_squares(x, rows)
         x = self.mul(x, root)
@@ -148,6 +152,24 @@ class Operations:
             x = self.mul(x, self.make(weight.elements, FLOAT32, [scaled], lambda g: [g]))
             return self.cast(x, itemsize)
         return self.mul(weight, self.cast(x, itemsize))
+
+    def _own_rms_norm(self, x: Value, rows: int) -> Value:
+        """Return the output of `RmsNorm`, `speed/rms_norm.py`."""
+        elements, itemsize = x.elements, x.itemsize
+        scale = self.fresh(rows, FLOAT32)
+
+        def backward(_: Value, _kept: Any = (x, scale)) -> list[Value]:
+            parts = [self.fresh(elements, FLOAT32) for _ in range(2 if itemsize == FLOAT32 else 3)]
+            del parts[2:]
+            return [self.fresh(elements, itemsize) if itemsize != FLOAT32 else parts[0]]
+
+        # In float32 there is neither a cast of x nor one of the output.
+        wide = [self.fresh(elements, FLOAT32) for _ in range(1 if itemsize == FLOAT32 else 2)]
+        del wide[1:]
+        out = wide[0] if itemsize == FLOAT32 else self.fresh(elements, itemsize)
+        made = self.make(0, itemsize, [x], backward, [x, scale])
+        out.node = made.node
+        return out
 
     def _mean_of_squares(self, x: Value, rows: int) -> Value:
         whole = x.elements
@@ -181,6 +203,10 @@ class Operations:
             rotated: elements that are rotated, all by default.
         """
         rotated = rotated or x.elements
+        if self.own_layers and not partial and x.itemsize == cos.itemsize:
+            # `Rotary`, `speed/rotary.py`, keeps nothing but the positions that all layers share.
+            elements, itemsize = x.elements, x.itemsize
+            return self.make(elements, itemsize, [x], lambda _: [self.fresh(elements, itemsize)])
         part = self.view(x, rotated) if partial else x
         straight = self.mul(part, cos)
         half = rotated // 2

@@ -146,7 +146,7 @@ def _walk(job: Job, shape: Shape) -> tuple[StepSizes, Ledger]:
             for weight in _trained_weights(model):
                 weight.gradient = Value(ledger, weight.elements, weight.itemsize)
     walk = Walk(ledger, job.tokens, job.autocast_bytes, job.device.kind)
-    walk.own_lora = job.own_lora
+    walk.own_lora, walk.own_layers = job.own_lora, job.own_layers
     before = ledger.made_bytes
     saved = _forward_backward(walk, model)
     peak = ledger.close()

@@ -26,7 +26,7 @@ from hf_peft_recipes.plan.live import LiveBytes
 from hf_peft_recipes.plan.loss import TILE_WIDTH
 from hf_peft_recipes.plan.optimizers import optimizer_bytes
 from hf_peft_recipes.plan.quantized import DTYPES, quantization_tensors, quantize_layers
-from hf_peft_recipes.speed import gated_mlp, lora_linear
+from hf_peft_recipes.speed import gated_mlp, lora_linear, rms_norm, rotary
 from hf_peft_recipes.speed.loss_head import TokenScores
 
 _ATTENTION = "sizes_of_a_kernel"
@@ -106,6 +106,9 @@ def build(job: Job) -> Any:
     if job.own_lora:
         lora_linear.install(model)
         gated_mlp.install(model)
+    if job.own_layers:
+        rms_norm.install(model)
+        rotary.install(model)
     if job.checkpointing:
         if job.adapter:
             model.enable_input_require_grads()

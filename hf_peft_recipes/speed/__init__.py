@@ -9,6 +9,8 @@ PATHS = {
     # The block takes what its layers would do; where it cannot, they do it, each alone.
     "lora_linear": ("hf_peft_recipes.speed.lora_linear", ("cpu",)),
     "gated_mlp": ("hf_peft_recipes.speed.gated_mlp", ("cpu",)),
+    "rms_norm": ("hf_peft_recipes.speed.rms_norm", ("cpu",)),
+    "rotary": ("hf_peft_recipes.speed.rotary", ("cpu",)),
 }
 """Path to its module, and the kinds of device that it serves."""
 

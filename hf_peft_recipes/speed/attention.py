@@ -139,8 +139,8 @@ def attend(
     spread = (_Spread.apply(one, layout).split(sizes, 1) for one in (query, key, value))
     outputs = []
     for (number, room), *parts in zip(layout.groups, *spread, strict=True):
-        documents = (part.unflatten(1, (number, room)).transpose(0, 1) for part in parts)
-        outputs.append(attend_causally(*documents, dropout, scaling).transpose(1, 2).flatten(0, 1))
+        q, k, v = (part.unflatten(1, (number, room)).transpose(0, 1) for part in parts)
+        outputs.append(attend_causally(q, k, v, dropout, scaling).transpose(1, 2).flatten(0, 1))
     return _Gather.apply(torch.cat(outputs), layout)[None], None
 
 

@@ -16,7 +16,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 _logger = logging.getLogger(__name__)
-_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 """float16 is left to PEFT: its adapters work in float32, where nothing overflows."""
 
 
@@ -81,7 +81,8 @@ class Way(NamedTuple):
         """
         by_inner = torch.mm(gradient, (b * self.scaling).to(self.dtype))
         by_a = torch.mm(by_inner.t(), dropped).to(a.dtype)
-        by_b = torch.mm(gradient.t(), inner).to(b.dtype).mul_(self.scaling)
+        # Twice as fast as the other way round, where the result is tall.
+        by_b = torch.mm(inner.t(), gradient).t().to(b.dtype).mul_(self.scaling)
         return by_a, by_b, by_inner
 
     def by_input(
@@ -172,7 +173,7 @@ def projection_of(layer: Any, x: torch.Tensor) -> Projection | None:
     # What is evaluated or generated comes from PEFT's code, as it does for whoever loads the adapter.
     if not torch.is_grad_enabled():
         return None
-    if not is_plain(layer) or layer.disable_adapters or layer.merged or x.dtype not in _DTYPES:
+    if not is_plain(layer) or layer.disable_adapters or layer.merged or x.dtype not in DTYPES:
         return None
     if len(names := layer.active_adapters) != 1:
         _say(f"{len(names)} adapters are active: their layers are computed by PEFT's own code")

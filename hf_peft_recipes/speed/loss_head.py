@@ -122,21 +122,14 @@ class _Scores:
         self.expected = torch.zeros_like(hidden, dtype=self.precise) if learns else None
         """The sum of the head's rows, each times e^(logit - top)."""
 
-    def add(
-        self, rows: torch.Tensor, start: int, logits: torch.Tensor, shifted: torch.Tensor, p: torch.Tensor
-    ) -> None:
+    def add(self, rows: torch.Tensor, start: int, logits: torch.Tensor, shifted: torch.Tensor, p: torch.Tensor) -> None:
         """Read the logits of some of the head's rows, the first of which stands at `start`; the rest is to write in."""
         shifted.copy_(torch.mm(self._hidden, rows.t(), out=logits))
-        highest = shifted.amax(-1)
-        at = (self._targets - start).clamp(0, len(rows) - 1)
-        mine, here = shifted.gather(1, at[:, None])[:, 0], at == self._targets - start
-        self.aimed = torch.where(here, mine, self.aimed)
-        higher = highest > self.top
-        self.is_top1 &= ~higher
-        # To find the first of equal ones is slow, and few ask for it.
-        (asking,) = (here & higher & (mine == highest)).nonzero(as_tuple=True)
-        self.is_top1[asking] = shifted[asking].argmax(-1) == at[asking]
-
+        highest, first = shifted.max(-1)
+        at = self._targets - start
+        here = at.clamp(0, len(rows) - 1)
+        self.aimed = torch.where(at == here, shifted.gather(1, here[:, None])[:, 0], self.aimed)
+        self.is_top1 = torch.where(highest > self.top, at == first, self.is_top1)
         top = torch.maximum(self.top, highest)
         fell, kept = self.top - top, (self.top - top).exp()
         torch.exp(shifted.sub_(top[:, None]), out=p)
