@@ -28,13 +28,11 @@ from benchmarks.peers.job import LORA
 from benchmarks.peers.ratios import spread
 from benchmarks.peers.work import ROWS, Shape, make_model, make_rows
 from hf_peft_recipes.api import resolve_recipe
-from hf_peft_recipes.assembly import prepare
 from hf_peft_recipes.bench.cell import overrides_of
 from hf_peft_recipes.device import detect_device
 from hf_peft_recipes.errors import RecipeError
 from hf_peft_recipes.measure.facts import commit_of, host_facts, installed_versions
 from hf_peft_recipes.plan.profiles import measure_cpu
-from hf_peft_recipes.preflight import RunRequest, examine
 from hf_peft_recipes.results import write_text
 from hf_peft_recipes.speed import PATHS
 
@@ -54,6 +52,9 @@ class Step:
 
     def __init__(self, recipe: str, folder: Path, rows: int, length: int) -> None:
         """Build the trainer, without a faster path, and take its first batch."""
+        from hf_peft_recipes.assembly import prepare
+        from hf_peft_recipes.preflight import RunRequest, examine
+
         options = {
             "model": str(folder / "model"), "dataset": str(folder / ROWS), "max_steps": 1, "max_length": length,
             "per_device_train_batch_size": 1, "gradient_accumulation_steps": rows, "data.validation_size": 0,

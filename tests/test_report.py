@@ -147,7 +147,7 @@ def test_a_result_that_is_gone_takes_its_figures_along(place):
 def test_plots_show_something_and_are_the_same_again(written, tmp_path):
     sections = [section for section in read_sections(written / "results").values() if section]
     assert {section.plot.file for section in sections} == {
-        "memory.png", "throughput.png", "peers_lora.png", "quality.png",
+        "memory.png", "throughput.png", "paths_lora.png", "peers_lora.png", "quality.png",
     }  # fmt: skip
     for section in sections:
         section.plot.write(tmp_path)
@@ -175,7 +175,9 @@ def test_no_provenance_without_a_piece(piece, value):
         Provenance("x.jsonl, line 2", **{**FACTS, piece: value})
 
 
-@pytest.mark.parametrize("file", ["memory.jsonl", "throughput.jsonl", "peers_lora.json", "quality.jsonl"])
+@pytest.mark.parametrize(
+    "file", ["memory.jsonl", "throughput.jsonl", "paths_lora.json", "peers_lora.json", "quality.jsonl"]
+)
 @pytest.mark.parametrize("piece", FACTS)
 def test_a_result_without_a_piece_of_its_provenance_is_refused(place, capsys, file, piece):
     change_line(place / "results" / file, lambda content: content.pop(piece))
