@@ -13,7 +13,20 @@ from hf_peft_recipes.speed import PATHS
 def result(tmp_path_factory):
     """Return what the benchmark writes."""
     out = tmp_path_factory.mktemp("paths") / "paths.json"
-    words = "--turns 2 --layers 2 --hidden 64 --vocabulary 1300 --rows 2 --length 128".split()
+    words = [
+        "--turns",
+        "2",
+        "--layers",
+        "2",
+        "--hidden",
+        "64",
+        "--vocabulary",
+        "1300",
+        "--rows",
+        "2",
+        "--length",
+        "128",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["paths", *words, "--out", str(out)])
         main()

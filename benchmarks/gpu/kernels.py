@@ -14,7 +14,7 @@ GROUPS = (
     ("dequantization", r"dequant"),
     (
         "matrix products",
-        r"gemm|gemv|cutlass|nvjet|xmma|cublas|wgmma|::(?:add|b|badd)?(?:mm|bmm)\b|matmul|mkldnn_linear",
+        r"gemm|gemv|cutlass|nvjet|xmma|cublas|wgmma|::(?:add|b|badd)?(?:mm|bmm)_?\b|matmul|mkldnn_linear",
     ),
     ("optimizer", r"adam|multi_tensor|_foreach|lpnorm|clip_grad"),
     (

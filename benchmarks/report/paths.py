@@ -49,7 +49,7 @@ def report(path: Path, name: str) -> Section | None:
     told = (
         f"A {recipe} step of {result['tokens'][0]} packed tokens by upstream's code takes "
         f"{_spread(result['time_to_all_paths'][UPSTREAM], 2)} times as long as by all faster paths, which reach "
-        f"{_spread(result['share_of_product_rate'][ALL], 2)} of the products' rate; {products} of its time are products."
+        f"{_spread(result['share_of_product_rate'][ALL], 2)} of the products' rate; products are {products} of it."
     )
     return Section(f"What each faster path brings: {recipe}", wrap(_TEXT), table, plot, Block(provenance, told))
 
