@@ -79,7 +79,7 @@ class Step:
     def taking(self, paths: Sequence[str]) -> Iterator[None]:
         """Let the model take these paths, and none after that."""
         for name in paths:
-            import_module(PATHS[name][0]).install(self.model)
+            import_module(PATHS[name].module).install(self.model)
         try:
             yield
         finally:

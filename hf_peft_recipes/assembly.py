@@ -135,8 +135,8 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     if world.is_main and request.progress:
         trainer.add_callback(Progress(lambda: phases.peak_memory_bytes("train") or 0))
     # Their shortcuts read weights that a process may hold in part.
-    faster = facts.packs and recipe.value("speed") != "off" and not world.shards
-    speed = speed_up(model, detect_device().kind) if faster else []
+    faster = recipe.value("speed") != "off" and not world.shards and not facts.compares
+    speed = speed_up(model, detect_device().kind, facts.packs) if faster else []
     phases.lap("load")
     return Prepared(
         trainer, model, tokenized.renderer, tokenized.checks, data, speed, parameters, world, phases, method, rewards,

@@ -127,3 +127,14 @@ def test_a_copy_turns_and_norms_by_itself():
     for parameter in model.parameters():
         parameter.data.zero_()
     assert torch.equal(copied(tokens).logits, before)
+
+
+def test_a_function_that_takes_something_else_is_left_alone(monkeypatch):
+    def apply_rotary_pos_emb(q, k, v, cos, sin, unsqueeze_dim=1):
+        q_embed = (q * cos) + (rotate_half(q) * sin)
+        k_embed = (k * cos) + (rotate_half(k) * sin)
+        return q_embed, k_embed, v
+
+    rotate_half = modeling_llama.rotate_half
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", apply_rotary_pos_emb)
+    assert not rotary.install(model_of("llama"))

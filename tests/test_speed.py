@@ -174,6 +174,26 @@ def test_speed_off_leaves_the_model_alone_and_the_losses_agree(tmp_path, jsonl):
     assert "by_document" not in "".join(path.read_text() for path in (tmp_path / "auto").glob("*.json"))
 
 
+@pytest.mark.parametrize("objective", ["reward", "classify", "orpo"])
+def test_objectives_that_do_not_pack_take_the_layers_paths(objective, tmp_path):
+    losses = []
+    for speed in ("auto", "off"):
+        numbers = {"dtype": "float32", "bf16": False}
+        keywords = {"max_steps": 3, "logging_steps": 1, **FAST, **numbers, "evaluation.max_rows": 8}
+        record = get_recipe(f"lora+{objective}", speed=speed, **keywords).train(tmp_path / speed, progress=False).record
+        paths = [name for name, path in PATHS.items() if not path.of_packed]
+        assert record["speed"] == (paths if speed == "auto" else [])
+        losses.append([point["loss"] for point in record["loss_curve"] if "loss" in point])
+    assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto", "grpo", "rloo"])
+def test_objectives_that_hold_likelihoods_against_others_take_none(objective, tmp_path):
+    """A reference is computed without a gradient, by upstream's code: what is held against it is too."""
+    keywords = {"max_steps": 1, **FAST, "evaluation.max_rows": 0}
+    assert get_recipe(f"lora+{objective}", **keywords).train(tmp_path, progress=False).record["speed"] == []
+
+
 @pytest.fixture
 def heads():
     """Return a model with TRL's fused head, its head frozen, and a copy that takes our path through it."""

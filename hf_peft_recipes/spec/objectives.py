@@ -17,6 +17,8 @@ class ObjectiveFacts:
     """What people call it."""
     head: str = "causal_lm"
     """What its models give out: the room of `heads/` of that name."""
+    compares: bool = False
+    """Whether likelihoods with a gradient are held against others without one: both are to come from the same code."""
 
     @property
     def writes(self) -> bool:
@@ -39,8 +41,12 @@ _TASK = "hf_peft_recipes.objectives.task_arguments.TaskArguments"
 OBJECTIVES = {
     "sft": ObjectiveFacts("trl.trainer.sft_config.SFTConfig", "text", "supervised fine-tuning"),
     "pretrain": ObjectiveFacts("trl.trainer.sft_config.SFTConfig", "plain", "continued pretraining"),
-    "dpo": ObjectiveFacts("trl.trainer.dpo_config.DPOConfig", "pairs", "direct preference optimisation (DPO)"),
-    "kto": ObjectiveFacts("trl.trainer.kto_config.KTOConfig", "judged", "Kahneman-Tversky optimisation (KTO)"),
+    "dpo": ObjectiveFacts(
+        "trl.trainer.dpo_config.DPOConfig", "pairs", "direct preference optimisation (DPO)", compares=True
+    ),
+    "kto": ObjectiveFacts(
+        "trl.trainer.kto_config.KTOConfig", "judged", "Kahneman-Tversky optimisation (KTO)", compares=True
+    ),
     "orpo": ObjectiveFacts(
         "trl.experimental.orpo.orpo_config.ORPOConfig", "pairs", "odds-ratio preference optimisation (ORPO)"
     ),
@@ -57,9 +63,11 @@ OBJECTIVES = {
         "seq2seq_lm",
     ),
     "grpo": ObjectiveFacts(
-        "trl.trainer.grpo_config.GRPOConfig", "prompts", "group relative policy optimisation (GRPO)"
+        "trl.trainer.grpo_config.GRPOConfig", "prompts", "group relative policy optimisation (GRPO)", compares=True
     ),
-    "rloo": ObjectiveFacts("trl.trainer.rloo_config.RLOOConfig", "prompts", "REINFORCE leave-one-out (RLOO)"),
+    "rloo": ObjectiveFacts(
+        "trl.trainer.rloo_config.RLOOConfig", "prompts", "REINFORCE leave-one-out (RLOO)", compares=True
+    ),
 }
 """Objectives by name; the module of the same name in `objectives/` trains them."""
 

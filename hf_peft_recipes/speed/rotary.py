@@ -21,6 +21,7 @@ _CODE = {
     "rotate_half": ("x1 = x[..., : x.shape[-1] // 2]", "return torch.cat((-x2, x1), dim=-1)"),
 }
 """What tells the functions that are meant here, in transformers' words; others turn a part of a head, or neighbours."""
+_TAKEN = ("q", "k", "cos", "sin", "unsqueeze_dim")
 
 
 class Rotary(torch.autograd.Function):
@@ -76,6 +77,8 @@ def _with_rotary(module: Any) -> FunctionType | None:
     if not all(_is_written(forward.__globals__.get(name), lines) for name, lines in _CODE.items()):
         return None
     upstream = forward.__globals__[_NAME]
+    if tuple(inspect.signature(upstream).parameters) != _TAKEN:
+        return None
 
     def rotate(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1) -> Any:
         # What is evaluated or generated comes from transformers' code.
