@@ -254,3 +254,9 @@ def test_a_head_of_several_layers_is_trained_and_saved_as_one(bert, tmp_path):
     # PEFT names its own beside it.
     assert set(written["modules_to_save"]) == {"classifier", "score"}
     assert not result.record["proof"]["unproved"]
+
+
+@pytest.mark.parametrize("objective", ["classify", "tag", "seq2seq"])
+def test_nothing_has_to_be_evaluated(objective, tmp_path):
+    recipe = get_recipe(f"lora+{objective}", max_steps=1, **{**FAST, "evaluation.max_rows": 0})
+    assert recipe.train(tmp_path, progress=False).record["status"] == "done"

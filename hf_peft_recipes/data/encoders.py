@@ -134,8 +134,9 @@ class Encoder(ABC):
         told = f"{len(self.labels)}: {', '.join(self.labels[:12])}{' …' if len(self.labels) > 12 else ''}"
         return [Check("labels", True, told)]
 
-    def _encoded(self, texts: Sequence[str]) -> list[Any]:
-        return list(self.tokenizer(list(texts), return_attention_mask=False).encodings)
+    def _encoded(self, texts: Sequence[str], side: str = "text") -> list[Any]:
+        # Of nothing, tokenizers make an error.
+        return list(self.tokenizer(**{side: list(texts)}, return_attention_mask=False).encodings) if texts else []
 
 
 class Labeller(Encoder):
@@ -195,7 +196,7 @@ class Rewriter(Encoder):
     def rows(self, examples: Sequence[Example]) -> list[RewrittenRow | BadRowError]:
         """Return each example as the token ids of both sides; in order."""
         sources = self._encoded([_joined(example.before_reference) for example in examples])
-        targets = self.tokenizer(text_target=[str(example.reference) for example in examples]).encodings
+        targets = self._encoded([str(example.reference) for example in examples], "text_target")
         return [
             RewrittenRow(
                 list(source.ids), self._ended(target.ids), (_closing(source), max(1, _closing(target))),
