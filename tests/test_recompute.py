@@ -29,7 +29,6 @@ from hf_peft_recipes.spec.recompute import NOTHING, Recompute, read_recompute
 from hf_peft_recipes.spec.sameness import require_same
 from hf_peft_recipes.speed import recompute, speed_up
 from hf_peft_recipes.speed.gated_mlp import GatedMlp
-from hf_peft_recipes.speed.lora_linear import Way
 
 LAYERS = 4
 LENGTHS = [5, 1, 40, 18, 2]
@@ -124,15 +123,6 @@ def same(found, expected):
 def test_gradients_are_the_same_to_the_last_bit(settings, autocast, amount):
     make = lora(**settings)
     assert same(step(make(amount), autocast), step(make(), autocast))
-
-
-def test_the_blocks_gradient_is_right_where_it_makes_its_inside_again():
-    torch.manual_seed(0)
-    layers = [torch.nn.Linear(*sizes, bias=False).double().requires_grad_(False) for sizes in ((6, 9), (6, 9), (9, 6))]
-    ways = tuple(Way(layer, 0.7, torch.float64) for layer in layers)
-    shapes = ((2, 4, 6), (3, 6), (9, 3), (3, 6), (9, 3), (3, 9), (6, 3))
-    given = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    assert torch.autograd.gradcheck(lambda x, *adapters: GatedMlp.apply(x, ways, True, *adapters), given)
 
 
 def kept_bytes(model):

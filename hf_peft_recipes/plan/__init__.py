@@ -20,7 +20,7 @@ from hf_peft_recipes.plan.fit import Advice, advise, largest
 from hf_peft_recipes.plan.job import Job
 from hf_peft_recipes.plan.memory import STATIC, Memory, memory_of
 from hf_peft_recipes.plan.profiles import find_profile, measure_cpu
-from hf_peft_recipes.plan.recomputing import choose
+from hf_peft_recipes.plan.recomputing import choose, everything
 from hf_peft_recipes.plan.shapes import ARCHITECTURES, Shape
 from hf_peft_recipes.plan.sizes import uncollected
 from hf_peft_recipes.plan.step import StepSizes
@@ -160,6 +160,7 @@ def plan_run(
     if shape is None:
         _check_known(str(config.get("model_type")), source)
         return _traced_alone(recipe, job, missing, documents, measure)
+    timed = _timed(job, recipe, documents) if measure else None
     profile = find_profile(device)
     estimates, chooses = Estimates(shape, profile), recipe.value("recompute") == AUTO and not job.checkpointing
     with uncollected():
@@ -168,7 +169,7 @@ def plan_run(
         step, memory = estimates.step(job), estimates.memory(job)
         factor = estimates.seconds(job) / estimates.seconds(job.keeping_all())
         fits = memory.total_bytes <= device.memory_bytes
-        limits = largest(job, shape, estimates)
+        limits = largest(everything(job) if chooses else job, shape, estimates)
         advice = () if fits else tuple(advise(job, estimates, chooses))
     speed = expect_speed(job, shape, step, profile) if profile else None
     traced = None
@@ -176,8 +177,9 @@ def plan_run(
         from hf_peft_recipes.plan.trace import trace_step
 
         traced = trace_step(job).peak_bytes
-    # Upstream's checkpointing is timed with the rest.
-    if timed := _timed(job, recipe, documents, factor if job.recompute else 1.0) if measure else None:
+    if timed:
+        # Few layers were timed, none of them computed again by us.
+        timed = replace(timed, tokens_per_second=timed.tokens_per_second / (factor if job.recompute else 1))
         speed = replace(timed, bound=speed.bound, other_share=speed.other_share) if speed else timed
     trained = step.gradient_bytes // (4 if job.adapter else job.item_bytes)
     total = shape.parameters() + job.extra_elements + (trained if job.adapter else 0)
@@ -187,8 +189,8 @@ def plan_run(
     )  # fmt: skip
 
 
-def _timed(job: Job, recipe: ResolvedRecipe, documents: Documents | None, factor: float = 1.0) -> Speed:
-    """Return the speed that a step shows here, without the reasons for it; `factor` is what is not timed with it."""
+def _timed(job: Job, recipe: ResolvedRecipe, documents: Documents | None) -> Speed:
+    """Return the speed that a step shows here, without the reasons for it."""
     from hf_peft_recipes.plan.timing import time_step
 
     timing = time_step(job, recipe, documents)
@@ -196,7 +198,7 @@ def _timed(job: Job, recipe: ResolvedRecipe, documents: Documents | None, factor
         measure_cpu(job.device)
     layers = " and ".join(map(str, timing.layers))
     source = f"timed here, on {layers} layers of the model with random weights"
-    return Speed(job.devices * timing.tokens_per_second / factor, None, None, source, timed=True)
+    return Speed(job.devices * timing.tokens_per_second, None, None, source, timed=True)
 
 
 def _traced_alone(

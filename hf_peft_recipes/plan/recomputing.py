@@ -80,6 +80,11 @@ def choose_for_run(
         return None
 
 
+def everything(job: Job) -> Job:
+    """Return the same run with all blocks computed again: what can be kept least."""
+    return replace(job.keeping_all(), recompute=Recompute(blocks=job.layers))
+
+
 def choose(job: Job, estimates: Estimates) -> Recompute:
     """Return what the job is to compute again so that it fits its device; all blocks where nothing is enough.
 
@@ -111,16 +116,16 @@ def choose(job: Job, estimates: Estimates) -> Recompute:
             low, high = (low, middle) if size(make(middle)) <= room else (middle, high)
         return high
 
-    everything, only_training = Recompute(blocks=layers), False
+    all_blocks, only_training = Recompute(blocks=layers), False
     if size(NOTHING) <= room:
         return NOTHING
-    if size(everything) > room:
+    if size(all_blocks) > room:
         # What loading or evaluation lacks is nothing that could be computed again; training may fit all the same.
         only_training = True
         if size(NOTHING) <= room:
             return NOTHING
-    if size(everything) > room or len(estimates.shape.layer_kinds()) > 1 or job.tells_layers_apart:
-        return everything
+    if size(all_blocks) > room or len(estimates.shape.layer_kinds()) > 1 or job.tells_layers_apart:
+        return all_blocks
     edges: list[tuple[Callable[[int], Recompute], int]] = [
         (lambda number: Recompute(0, number), layers),
         (lambda number: Recompute(number, 0), layers),
