@@ -146,8 +146,7 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     # Their shortcuts read weights that a process may hold in part.
     faster = facts.packs and recipe.value("speed") != "off" and not world.shards
     speed = speed_up(model, detect_device().kind) if faster else []
-    again, told = _recompute(recipe, request, tokenized, world)
-    recompute.install(model, again)
+    again, told = _recompute(recipe, request, tokenized, world, model)
     phases.lap("load")
     return Prepared(
         trainer, model, tokenized.renderer, tokenized.checks, data, speed, again, parameters, world, phases, method,
@@ -156,13 +155,17 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
 
 
 def _recompute(
-    recipe: ResolvedRecipe, request: RunRequest, tokenized: Tokenized, world: World
+    recipe: ResolvedRecipe, request: RunRequest, tokenized: Tokenized, world: World, model: Any
 ) -> tuple[Recompute, list[str]]:
-    """Return what the run computes again, and what there is to say of it where the plan has decided."""
-    if (asked := read_recompute(recipe.value("recompute"))) is not None:
-        if asked and world.shards:
-            raise UserError(f"recompute = {str(asked)!r}: processes hold parts of the model; upstream's "
-                            "training.activation_checkpointing knows how to compute such blocks again")  # fmt: skip
+    """Let the model compute again what is asked for, or what the plan says; return that, and what there is to tell."""
+    asked = read_recompute(recipe.value("recompute"))
+    if asked is not None:
+        done = NOTHING if world.shards else recompute.install(model, asked)
+        if done != asked:
+            why = "of a model in parts upstream's training.activation_checkpointing computes blocks again"
+            raise UserError(
+                f"recompute = {str(asked)!r}: {why if world.shards else f'of this model {done} can be, no more'}"
+            )
         return asked, []
     if world.shards:
         return NOTHING, []
@@ -175,7 +178,7 @@ def _recompute(
         return None if recipe.value("data.streaming") else documents_of(recipe, tokenized)
 
     chosen = choose_for_run(recipe, find_base(recipe.section("model"), request.model), device, world.size, look)
-    return (chosen.amount, [chosen.told()]) if chosen else (NOTHING, [])
+    return (recompute.install(model, chosen.amount), [chosen.told()]) if chosen else (NOTHING, [])
 
 
 def _keep_longest(trainer: Any, data: PreparedData, renderer: Maker, scored: int) -> None:

@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from plan_samples import LLAMA_8B, job_of, small_config
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForMaskedLM
+from trl.models.utils import disable_gradient_checkpointing
 
 from hf_peft_recipes import get_recipe
 from hf_peft_recipes.bench.cell import Cell
@@ -85,7 +86,7 @@ def lora(dtype=torch.float32, fast=True, **settings):
         model = copy.deepcopy(plain)
         if fast:
             speed_up(model, "cpu")
-        recompute.install(model, amount)
+        assert recompute.install(model, amount) == amount
         return model
 
     return make
@@ -192,19 +193,34 @@ def test_a_model_without_feed_forwards_of_that_name_has_its_blocks():
     found = []
     for amount in (NOTHING, Recompute(2, 0)):
         model = bert()
-        recompute.install(model, amount)
+        assert recompute.install(model, amount) == amount
         torch.manual_seed(3)
         model(TOKENS, labels=TOKENS).loss.backward()
         found.append([one.grad for one in model.parameters()])
-        assert sum(layer.gradient_checkpointing for layer in model.bert.encoder.layer) == amount.blocks
     assert same(*found)
-    with pytest.raises(UserError, match="the model has 3 blocks, of 0 of which the feed-forward part is known here"):
-        recompute.install(bert(), Recompute(0, 1))
+    assert recompute.install(bert(), Recompute(1, 1)) == Recompute(1, 0)
 
 
-def test_more_than_the_model_has_is_a_users_mistake():
-    with pytest.raises(UserError, match=r"recompute = '3 blocks \+ 2 feed-forwards': the model has 4 blocks"):
-        lora()(Recompute(3, 2))
+def test_upstreams_switch_is_left_alone():
+    model = lora()(Recompute(2, 1))
+    kept, before = kept_bytes(model), model.is_activation_checkpointing
+    with disable_gradient_checkpointing(model, {"use_reentrant": False}):
+        pass
+    assert not before and kept_bytes(model) == kept
+
+
+def test_a_block_that_writes_a_cache_runs_once():
+    model = lora()(Recompute(LAYERS, 0))
+    cached = model(TOKENS, labels=TOKENS, use_cache=True)
+    assert cached.past_key_values.get_seq_length() == TOKENS.numel()
+    cached.loss.backward()
+    assert cached.past_key_values.get_seq_length() == TOKENS.numel()
+
+
+def test_more_than_the_model_has_is_a_users_mistake(tmp_path, jsonl):
+    recipe = get_recipe("lora", dataset=str(jsonl), recompute="400 blocks", **FAST)
+    with pytest.raises(UserError, match=r"recompute = '400 blocks': of this model \d+ blocks can be, no more"):
+        recipe.train(tmp_path / "run")
 
 
 def fits(job, estimates, amount):
@@ -251,7 +267,8 @@ def test_layers_that_differ_are_computed_again_all_or_none():
 
 def test_the_plan_says_what_is_computed_again(command, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
-    words = ("plan", "lora", "--model", tmp_path, "--gpu", "24GiB", "--per_device_train_batch_size", "1")
+    flags = ("--per_device_train_batch_size", "2", "--evaluation.batch_size", "4")
+    words = ("plan", "lora", "--model", tmp_path, "--gpu", "24GiB", *flags)
     off, auto = (json.loads(command(*words, "--recompute", asked, "--json").stdout) for asked in ("off", "auto"))
     assert not off["fits"] and (off["recompute"], off["recompute_time_factor"]) == ("off", 1.0)
     offered = next(change for change in off["advice"] if change["set"] == {"recompute": "auto"})

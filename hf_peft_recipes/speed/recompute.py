@@ -17,57 +17,52 @@ import torch
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.spec.recompute import Recompute
 from hf_peft_recipes.speed import gated_mlp
 
+_CACHES = ("past_key_values", "past_key_value", "layer_past")
+"""What of a block's arguments it writes to: run twice, it would write twice."""
 
-def install(model: Any, amount: Recompute, contexts: Callable[[], Any] = noop_context_fn) -> None:
+
+def install(model: Any, amount: Recompute, contexts: Callable[[], Any] = noop_context_fn) -> Recompute:
     """Let the model's first layers be computed again on the way back.
+
+    Return how many of them are: fewer than asked for where the model has no more, has no feed-forward parts by the name
+    of `mlp`, or where others have put functions of their own in the place of these.
+
+    Upstream's switch, which every layer has, is left as it is: TRL turns that off while a reference model answers, and
+    on again for all layers.
 
     Args:
         model: ready to train, its adapter and the faster paths in place.
         amount: how many of them.
-        contexts: in which whole blocks, and feed-forward parts of many operations, run and run again: `context_fn` of
-            `torch.utils.checkpoint`.
-
-    Raises:
-        UserError: the model has fewer layers of that kind, or a prefix.
+        contexts: in which they run and run again, `context_fn` of `torch.utils.checkpoint`.
     """
-    if amount.blocks and _reads_cache(model):
-        raise UserError(f"recompute = {str(amount)!r}: a prefix comes as a cache, which blocks lose that run again")
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    whole, parts = layers[: amount.blocks], layers[amount.blocks :][: amount.feed_forwards]
-    feed_forwards = [part for part in map(_feed_forward, parts) if part is not None]
-    if (len(whole), len(feed_forwards)) != (amount.blocks, amount.feed_forwards):
-        known = sum(_feed_forward(layer) is not None for layer in layers)
-        raise UserError(
-            f"recompute = {str(amount)!r}: the model has {len(layers)} blocks, of {known} of which the feed-forward "
-            "part is known here"
-        )
+    blocks, others = layers[: amount.blocks], layers[amount.blocks :][: amount.feed_forwards]
+    parts: list[Any] = [getattr(layer, "mlp", None) for layer in others]
+    blocks, parts = list(filter(_is_free, blocks)), list(filter(_is_free, parts))
     again = partial(checkpoint, use_reentrant=False, context_fn=contexts)
-    for layer in whole:
-        # Upstream's own switch, of this layer alone.
-        layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = again
-    for part in feed_forwards:
-        # Bound to the part, and so to a copy of it where the model is copied.
-        part.forward = MethodType(partial(_forward, again, gated_mlp.serves(part)), part)
+    # Bound to the module, and so to a copy of it where the model is copied.
+    for block in blocks:
+        block.forward = MethodType(partial(_block, again), block)
+    for part in parts:
+        part.forward = MethodType(partial(_feed_forward, again, gated_mlp.serves(part)), part)
+    return Recompute(len(blocks), len(parts))
 
 
-def _reads_cache(model: Any) -> bool:
-    configs = getattr(model, "peft_config", {}).values()
-    return any(getattr(config.peft_type, "value", None) == "PREFIX_TUNING" for config in configs)
+def _is_free(module: Any) -> bool:
+    return isinstance(module, torch.nn.Module) and ("forward" not in vars(module) or gated_mlp.serves(module))
 
 
-def _feed_forward(layer: Any) -> Any:
-    part = getattr(layer, "mlp", None)
-    # Who has put a function of its own in the place of the part's may not want it twice.
-    free = isinstance(part, torch.nn.Module) and ("forward" not in vars(part) or gated_mlp.serves(part))
-    return part if free else None
+def _block(again: Callable[..., Any], block: Any, *inputs: Any, **named: Any) -> Any:
+    plain = type(block).forward
+    if not torch.is_grad_enabled() or any(named.get(name) is not None for name in _CACHES):
+        return plain(block, *inputs, **named)
+    return again(plain, block, *inputs, **named)
 
 
-def _forward(again: Callable[..., Any], is_gated: bool, part: Any, x: Any, *others: Any, **named: Any) -> Any:
+def _feed_forward(again: Callable[..., Any], is_gated: bool, part: Any, x: Any, *others: Any, **named: Any) -> Any:
     plain = type(part).forward
     if not torch.is_grad_enabled():
         return plain(part, x, *others, **named)
