@@ -1,6 +1,7 @@
 """A run put together: data as tokens, model with adapter, trainer, faster paths; nothing is written yet."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,18 @@ from hf_peft_recipes.methods.projectors import trust_projectors
 from hf_peft_recipes.models import ParameterCount
 from hf_peft_recipes.objectives import find_objective
 from hf_peft_recipes.objectives.learning_signal import LearningSignal
+from hf_peft_recipes.plan.bases import find_base
+from hf_peft_recipes.plan.documents import Documents, documents_of
+from hf_peft_recipes.plan.recomputing import choose_for_run
 from hf_peft_recipes.preflight import Examined, RunRequest
 from hf_peft_recipes.proof import TrainingProof
 from hf_peft_recipes.report.progress import Progress
-from hf_peft_recipes.rows import tokenize
+from hf_peft_recipes.rows import Tokenized, tokenize
 from hf_peft_recipes.scorers.rewards import Reward, read_rewards
 from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.spec.objectives import objective_facts
-from hf_peft_recipes.speed import speed_up
+from hf_peft_recipes.spec.recompute import NOTHING, Recompute, read_recompute
+from hf_peft_recipes.speed import recompute, speed_up
 from hf_peft_recipes.stopping import BudgetEnd, budget_arguments, stopping_callbacks
 from hf_peft_recipes.trajectory import Trajectory
 
@@ -50,6 +55,8 @@ class Prepared:
     data: PreparedData
     speed: list[str]
     """The faster paths that the model takes."""
+    recompute: Recompute
+    """Which of its layers are computed again on the way back."""
     parameters: ParameterCount
     world: World
     phases: Phases
@@ -59,6 +66,8 @@ class Prepared:
 
     signal: LearningSignal | None = None
     """Whether rewards tell answers apart; None where there are no rewards."""
+    told: Sequence[str] = ()
+    """What to say of it before the first step, a line each."""
 
     def release(self) -> None:
         """Give up the model and all that training held, so that another process has room for its own."""
@@ -137,11 +146,39 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     # Their shortcuts read weights that a process may hold in part.
     faster = recipe.value("speed") != "off" and not world.shards and not facts.compares
     speed = speed_up(model, detect_device().kind, facts.packs) if faster else []
+    again, told = _recompute(recipe, request, tokenized, world, model)
     phases.lap("load")
     return Prepared(
-        trainer, model, tokenized.renderer, tokenized.checks, data, speed, parameters, world, phases, method, rewards,
-        trainer.signal if rewards else None,
+        trainer, model, tokenized.renderer, tokenized.checks, data, speed, again, parameters, world, phases, method,
+        rewards, trainer.signal if rewards else None, told,
     )  # fmt: skip
+
+
+def _recompute(
+    recipe: ResolvedRecipe, request: RunRequest, tokenized: Tokenized, world: World, model: Any
+) -> tuple[Recompute, list[str]]:
+    """Let the model compute again what is asked for, or what the plan says; return that, and what there is to tell."""
+    asked = read_recompute(recipe.value("recompute"))
+    if asked is not None:
+        done = NOTHING if world.shards else recompute.install(model, asked)
+        if done != asked:
+            why = "of a model in parts upstream's training.activation_checkpointing computes blocks again"
+            raise UserError(
+                f"recompute = {str(asked)!r}: {why if world.shards else f'of this model {done} can be, no more'}"
+            )
+        return asked, []
+    if world.shards:
+        return NOTHING, []
+    device = detect_device()
+    if device.kind == "cpu":
+        # They share the host's memory.
+        device = replace(device, memory_bytes=device.memory_bytes // world.size)
+
+    def look() -> Documents | None:
+        return None if recipe.value("data.streaming") else documents_of(recipe, tokenized)
+
+    chosen = choose_for_run(recipe, find_base(recipe.section("model"), request.model), device, world.size, look)
+    return (recompute.install(model, chosen.amount), [chosen.told()]) if chosen else (NOTHING, [])
 
 
 def _keep_longest(trainer: Any, data: PreparedData, renderer: Maker, scored: int) -> None:

@@ -33,7 +33,7 @@ _RUN_PATTERNS = (
     "checkpoint-*", ".checkpoint-*",
 )  # fmt: skip
 
-_UNTOUCHED_SECTIONS = ("summary", "chosen_for_device", "rules", "evaluation", "certify", "speed")
+_UNTOUCHED_SECTIONS = ("summary", "chosen_for_device", "rules", "evaluation", "certify", "speed", "recompute")
 _UNTOUCHED_TRAINING = (
     "save_", "logging_", "eval_", "report_to", "run_name", "dataloader_", "use_cpu", "per_device_",
     "gradient_accumulation_steps", "torch_empty_cache_steps", "disable_tqdm", "ddp_",

@@ -33,6 +33,7 @@ def begin_record(recipe: ResolvedRecipe, request: RunRequest, examined: Examined
         "recipe_sources": [str(absolute(source)) for source in recipe.sources],
         "objective": recipe.objective,
         "speed": [],
+        "recompute": "off",
         "command": request.command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "output_dir": str(examined.output_dir),

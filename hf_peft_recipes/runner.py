@@ -85,8 +85,8 @@ def _run(
                 clear_run(folder)
             folder.mkdir(parents=True, exist_ok=True)
             tidy(folder)
-            if examined.resumption:
-                print("\n".join(examined.resumption.told()), file=sys.stderr, flush=True)
+            for line in [*(examined.resumption.told() if examined.resumption else []), *prepared.told]:
+                print(line, file=sys.stderr, flush=True)
             results.write_text(folder / results.RECIPE_FILE, recipe_file(with_absolute_paths(recipe)))
             results.write_result(folder, record)
             saving.pin_base(prepared.model, recipe, folder)
@@ -233,6 +233,7 @@ def _record(recipe: ResolvedRecipe, request: RunRequest, examined: Examined, pre
     arguments = prepared.trainer.args
     record |= {
         "speed": prepared.speed,
+        "recompute": str(prepared.recompute),
         "seeds": {"training": arguments.seed, "data": arguments.data_seed},
         "data": data_record(recipe, examined, prepared.renderer, prepared.checks, prepared.data.ledger()),
         "parameters": dataclasses.asdict(prepared.parameters),

@@ -44,11 +44,12 @@ def test_the_layers_gradient_is_right_in_float64(bias, drops):
     assert torch.autograd.gradcheck(outcome, (x, a, b))
 
 
-def test_the_blocks_gradient_is_right_in_float64():
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_the_blocks_gradient_is_right_in_float64(recomputes):
     torch.manual_seed(0)
     ways = tuple(Way(layer(*sizes), 0.7, torch.float64) for sizes in ((6, 9), (6, 9), (9, 6)))
     given = tensors((2, 4, 6), (3, 6), (9, 3), (3, 6), (9, 3), (3, 9), (6, 3))
-    assert torch.autograd.gradcheck(lambda x, *adapters: GatedMlp.apply(x, ways, *adapters), given)
+    assert torch.autograd.gradcheck(lambda x, *adapters: GatedMlp.apply(x, ways, recomputes, *adapters), given)
 
 
 def test_an_input_that_needs_no_gradient_gets_none():

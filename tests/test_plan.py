@@ -20,6 +20,7 @@ from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.plan import plan_run
 from hf_peft_recipes.plan.job import make_job
 from hf_peft_recipes.plan.memory import plan_memory
+from hf_peft_recipes.plan.recomputing import everything
 from hf_peft_recipes.plan.shapes import read_shape
 
 pytestmark = pytest.mark.usefixtures("whole_libraries")
@@ -79,7 +80,7 @@ def test_what_the_readme_says_is_typed(command, folder):
 
 def test_the_table_names_parts_phases_and_what_was_assumed(command, folder):
     text = command("plan", "lora", "--model", folder(LLAMA_8B), "--gpu", "H100").stdout
-    for word in ("saved activations", "load", "evaluate", "tokens/s", "assumed", "checkpointing", "at most"):
+    for word in ("saved activations", "load", "evaluate", "tokens/s", "assumed", "computing again", "at most"):
         assert word in text
 
 
@@ -129,12 +130,15 @@ def test_train_refuses_what_no_change_fits_before_it_loads_anything(command, fol
     assert "no change that is known makes it fit" in finished.stderr and finished.stderr.count("\n") == 1
 
 
-def test_the_largest_batch_and_length_fit_and_the_next_do_not(folder):
+@pytest.mark.parametrize("recompute", ["off", "auto"])
+def test_the_largest_batch_and_length_fit_and_the_next_do_not(recompute):
     config = LLAMA_8B
     device = named_device("24GiB")
-    recipe = get_recipe("qlora", model="x", device=device)
+    recipe = get_recipe("qlora", model="x", device=device, recompute=recompute)
     plan = plan_run(recipe.resolved, config, "x", device)
     job, shape = make_job(recipe.resolved, config, "x", device), read_shape(config, "x")
+    # By itself a run computes again what it has to: all, at the most.
+    job = everything(job) if recompute == "auto" else job
     job = replace(job, quantized_elements=shape.linear_elements())
     for name, step in (("batch", 1), ("length", 64)):
         fixed = {"batch": 1} if name == "length" else {}

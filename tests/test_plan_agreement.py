@@ -181,3 +181,39 @@ def test_an_adapter_in_some_layers_only_is_not_taken_to_be_in_all():
     options = {"target_modules": r".*layers\.[01]\..*q_proj"}
     job, shape = job_of("lora", LLAMA_8B, named_device("H200"), **options), read_shape(LLAMA_8B, "x")
     assert len(walk_step(job, shape).trained) == 4
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("amount", ["4 feed-forwards", "1 block + 2 feed-forwards", "3 blocks"])
+def test_the_two_ways_agree_on_what_is_computed_again(kind, amount):
+    from hf_peft_recipes.plan.trace import trace_step
+
+    config = {**small_config(kind), "num_hidden_layers": 4}
+    config.pop("layer_types", None)
+    shape, kept = read_shape(config, "x"), []
+    for device in (replace(named_device("cpu"), bf16=True), named_device("H100")):
+        for recipe in ("lora", "full"):
+            job = job_of(recipe, config, device, recompute=amount)
+            walked, traced = walk_step(job, shape), trace_step(job)
+            weights = sum(walked.parts[part] for part in ("weights", "weights_quantized", "adapters"))
+            moving = walked.peak_bytes - weights, traced.peak_bytes - traced.weight_bytes
+            assert moving[0] == pytest.approx(moving[1], rel=AGREEMENT), (device.name, recipe)
+            plain = walk_step(job_of(recipe, config, device, recompute="off"), shape)
+            kept.append(walked.saved_bytes / plain.saved_bytes)
+    assert max(kept) < 1
+
+
+@pytest.mark.parametrize(
+    "amount", ["8 feed-forwards", "4 blocks", "4 blocks + 2 feed-forwards", "5 blocks + 4 feed-forwards"]
+)
+@pytest.mark.parametrize("recipe", ["lora", "full"])
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_few_layers_of_each_stretch_tell_of_many_exactly(amount, recipe, accumulation):
+    qwen2, mixtral = ({**small_config(kind), "num_hidden_layers": 9} for kind in ("qwen2", "mixtral"))
+    cpu = replace(named_device("cpu"), bf16=True)
+    for config, device in ((LLAMA_8B, named_device("H200")), (qwen2, cpu), (mixtral, cpu)):
+        options = {"recompute": amount, "gradient_accumulation_steps": accumulation}
+        job, shape = job_of(recipe, config, device, **options), read_shape(config, "x")
+        few, whole = walk_step(job, shape), walk_whole_step(job, shape)
+        assert sorted(few.trained) == sorted(whole.trained)
+        assert replace(few, trained=()) == replace(whole, trained=())

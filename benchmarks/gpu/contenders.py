@@ -27,6 +27,8 @@ class Built:
     trainer: Any
     speed: Sequence[str] = ()
     """Faster paths of ours that it takes."""
+    recompute: str = "off"
+    """What of ours is computed again; what a rival does is its own."""
 
 
 Builder = Callable[[Work, Path], Built]
@@ -42,7 +44,7 @@ def build_ours(work: Work, folder: Path) -> Built:
     recipe = resolve_recipe(work.recipe, overrides_of(work.options)).resolved
     request = RunRequest(output_dir=folder / "out", command="benchmarks.gpu", progress=False)
     prepared = prepare(recipe, request, examine(recipe, request))
-    return Built(prepared.trainer, prepared.speed)
+    return Built(prepared.trainer, prepared.speed, str(prepared.recompute))
 
 
 def build_trl(work: Work, folder: Path, name: str) -> Built:

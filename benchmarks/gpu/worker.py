@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.contenders import BUILDERS, IMPORTED_FIRST, Unavailable
+from benchmarks.gpu.contenders import BUILDERS, IMPORTED_FIRST, Built, Unavailable
 from benchmarks.gpu.process import Work
 
 
@@ -29,14 +29,15 @@ def train(given: Mapping[str, Any]) -> dict[str, Any]:
             built = BUILDERS[work.contender](work, Path(folder))
         except Unavailable as reason:
             return {"unavailable": str(reason)}
-        return _train(work, built.trainer, list(built.speed))
+        return _train(work, built)
 
 
-def _train(work: Work, trainer: Any, speed: list[str]) -> dict[str, Any]:
+def _train(work: Work, built: Built) -> dict[str, Any]:
     from benchmarks.gpu.watch import Watch
     from hf_peft_recipes.measure.clock import StepClock
     from hf_peft_recipes.models import count_parameters
 
+    trainer = built.trainer
     if work.seeded:
         seed_adapter(trainer.model)
     clock = next((one for one in trainer.callback_handler.callbacks if isinstance(one, StepClock)), None)
@@ -54,7 +55,7 @@ def _train(work: Work, trainer: Any, speed: list[str]) -> dict[str, Any]:
             "peak_memory_bytes": clock.phases.peak_memory_bytes("train"), **clock.result(),
             "phases": clock.phases.shown(), **seen,
         },
-        "parameters": asdict(parameters), "speed": speed,
+        "parameters": asdict(parameters), "speed": list(built.speed), "recompute": built.recompute,
         "loss_curve": [{"step": step, "loss": loss} for step, loss in enumerate(seen["step_losses"], 1)],
     }  # fmt: skip
 

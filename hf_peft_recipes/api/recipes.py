@@ -100,24 +100,12 @@ class Recipe:
                 device that is not here; with `data`, as `train` raises it for its data.
         """
         from hf_peft_recipes.plan import plan_run
+        from hf_peft_recipes.plan.bases import find_base
 
         if isinstance(device, str):
             device = named_device(device)
-        resolved, model = self._for_run(device), self.objects.get("model")
-        section, stored = resolved.section("model") or {}, None
-        if model is not None:
-            from hf_peft_recipes.plan.configs import config_values
-
-            config: Mapping[str, Any]
-            config, source = config_values(model.config), type(model).__name__
-        else:
-            from hf_peft_recipes.models import base_location
-            from hf_peft_recipes.plan.configs import read_base
-            from hf_peft_recipes.plan.stored import read_stored
-
-            source = base_location(section)
-            config, folder = read_base(source, section.get("revision"))
-            stored = read_stored(folder, source)
+        resolved = self._for_run(device)
+        config, source, stored = find_base(resolved.section("model"), self.objects.get("model"))
         documents = self._documents(resolved) if data else None
         return plan_run(
             resolved, config, source, device or self.device, devices, sharding, trace, documents, stored, measure

@@ -193,7 +193,8 @@ def run_cell(cell: Cell, scratch: Path, execute: Execute = train_verb) -> dict[s
     if record and line["status"] == "done":
         line["measured"] = {
             **record["measured"],
-            "parameters": record["parameters"], "speed": record["speed"], "losses": record["loss_curve"],
+            "parameters": record["parameters"], "speed": record["speed"],
+            "recompute": record["recompute"], "losses": record["loss_curve"],
         }  # fmt: skip
         line["figures"] = figures_of(recipe, model, line["measured"], cell.warmup)
     return line | circumstances()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_peft_recipes.api import Recipe
+from hf_peft_recipes.spec.recompute import NOTHING, read_recompute
 
 # The clock brings torch, and who starts measurements holds nothing that they would have to share a GPU with.
 if TYPE_CHECKING:
@@ -33,10 +34,10 @@ def figures_of(recipe: Recipe, model: Path, measured: Mapping[str, Any], warmup:
     steps = [Step(*values) for values in zip(*(series[name] for name in Step.__annotations__), strict=True)]
     timed = steps[warmup:]
     found = {**rates(timed), "steps": len(timed), "warmup": warmup}
-    return found | _utilization(recipe, model, timed)
+    return found | _utilization(recipe, model, timed, measured)
 
 
-def _utilization(recipe: Recipe, model: Path, timed: list[Step]) -> dict[str, Any]:
+def _utilization(recipe: Recipe, model: Path, timed: list[Step], measured: Mapping[str, Any]) -> dict[str, Any]:
     from hf_peft_recipes.plan.configs import read_config
     from hf_peft_recipes.plan.job import make_job
     from hf_peft_recipes.plan.profiles import find_profile, measure_cpu
@@ -54,10 +55,11 @@ def _utilization(recipe: Recipe, model: Path, timed: list[Step]) -> dict[str, An
     job, shape = make_job(recipe.resolved, config, str(model), device), read_shape(config, str(model))
     # A token attends to its own document, so what counts is how long documents really were.
     length = round(sum(step.pairs for step in timed) / tokens)
-    job = replace(job, length=length, supervised=sum(step.supervised for step in timed) / tokens)
+    again = NOTHING if job.checkpointing else read_recompute(measured["recompute"]) or NOTHING
+    job = replace(job, length=length, supervised=sum(step.supervised for step in timed) / tokens, recompute=again)
     attention = 2 * length * shape.query_width * shape.layers
     executed = product_flops(job, shape)
-    asked = product_flops(replace(job, checkpointing=False), shape) - 0.5 * attention
+    asked = product_flops(job.keeping_all(), shape) - 0.5 * attention
     seconds, peak = sum(step.seconds for step in timed), profile.peak_flops(job.compute_bytes)
     return {
         "mfu": asked * tokens / seconds / peak,

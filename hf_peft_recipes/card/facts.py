@@ -167,6 +167,7 @@ def cost_rows(record: Mapping[str, Any]) -> list[Row]:
         "the whole run, with both evaluations": _seconds(measured.get("total_seconds")),
         "parameters trained": f"{trained:,} of {total:,} ({trained / total:.2%})",
         "faster paths taken": ", ".join(path.replace("_", " ") for path in record.get("speed") or []),
+        "computed again on the way back": "" if record.get("recompute", "off") == "off" else record["recompute"],
     }
     return [(name, value) for name, value in rows.items() if value]
 

@@ -13,17 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 from hf_peft_recipes.device import Device
 from hf_peft_recipes.errors import UnplannedError, UserError, did_you_mean
+from hf_peft_recipes.plan.bases import Base, describe
+from hf_peft_recipes.plan.estimates import Estimates
 from hf_peft_recipes.plan.evaluating import Evaluation
-from hf_peft_recipes.plan.fit import Advice, Estimates, advise, largest
-from hf_peft_recipes.plan.job import Job, make_job
-from hf_peft_recipes.plan.memory import STATIC, Memory, memory_of, plan_memory
+from hf_peft_recipes.plan.fit import Advice, advise, largest
+from hf_peft_recipes.plan.job import Job
+from hf_peft_recipes.plan.memory import STATIC, Memory, memory_of
 from hf_peft_recipes.plan.profiles import find_profile, measure_cpu
-from hf_peft_recipes.plan.shapes import ARCHITECTURES, Shape, read_shape
+from hf_peft_recipes.plan.recomputing import choose, everything
+from hf_peft_recipes.plan.shapes import ARCHITECTURES, Shape
 from hf_peft_recipes.plan.sizes import uncollected
-from hf_peft_recipes.plan.step import StepSizes, walk_step
-from hf_peft_recipes.plan.stored import StoredWeights, as_stored, reconcile
+from hf_peft_recipes.plan.step import StepSizes
+from hf_peft_recipes.plan.stored import StoredWeights
 from hf_peft_recipes.plan.throughput import Speed, expect_speed
 from hf_peft_recipes.spec import ResolvedRecipe
+from hf_peft_recipes.spec.recompute import AUTO, NOTHING, Recompute
 
 # It looks at data, and brings along what reads them.
 if TYPE_CHECKING:
@@ -67,6 +71,10 @@ class MemoryPlan:
     """Of one step on one device, by the trace; without libraries and holes."""
     step: Mapping[str, int] = field(default_factory=dict)
     """Micro-batch, accumulation, length and checkpointing that were planned."""
+    recompute: Recompute = NOTHING
+    """What is computed again, as the recipe says or, with `recompute: auto`, so that it fits."""
+    recompute_time_factor: float = 1.0
+    """Time a token, against a run that keeps all."""
     data: Mapping[str, Any] | None = None
     """What the data are like, and how many steps they make; None where they were not looked at."""
 
@@ -102,6 +110,8 @@ class MemoryPlan:
             "parameters": self.parameters,
             "trainable": self.trainable,
             "step": dict(self.step),
+            "recompute": str(self.recompute),
+            "recompute_time_factor": round(self.recompute_time_factor, 3),
             "data": None if self.data is None else dict(self.data),
             "tokens_per_second": self.tokens_per_second,
             "bound": self.bound,
@@ -145,36 +155,37 @@ def plan_run(
         UserError: an architecture that transformers does not have, numbers that make no plan, or a device that is not
             here, to be timed.
     """
-    dtype = stored.dtype if stored else None
-    job = make_job(recipe, as_stored(config, stored), source, device, devices, sharding, documents, dtype)
-    kind = str(config.get("model_type"))
-    missing = f"architecture {kind!r}" if kind not in ARCHITECTURES else job.closed_form_misses()
-    if missing:
-        _check_known(kind, source)
+    base = Base(config, source, stored)
+    job, shape, missing, told = describe(recipe, base, device, devices, sharding, documents)
+    if shape is None:
+        _check_known(str(config.get("model_type")), source)
         return _traced_alone(recipe, job, missing, documents, measure)
-    shape = read_shape(job.config, source)
-    job, told = reconcile(replace(job, quantized_elements=shape.linear_elements()), shape, config, stored)
+    timed = _timed(job, recipe, documents) if measure else None
+    profile = find_profile(device)
+    estimates, chooses = Estimates(shape, profile), recipe.value("recompute") == AUTO and not job.checkpointing
+    with uncollected():
+        if chooses:
+            job = replace(job, recompute=choose(job, estimates))
+        step, memory = estimates.step(job), estimates.memory(job)
+        factor = estimates.seconds(job) / estimates.seconds(job.keeping_all())
+        fits = memory.total_bytes <= device.memory_bytes
+        limits = largest(everything(job) if chooses else job, shape, estimates)
+        advice = () if fits else tuple(advise(job, estimates, chooses))
+    speed = expect_speed(job, shape, step, profile) if profile else None
     traced = None
     if trace:
         from hf_peft_recipes.plan.trace import trace_step
 
         traced = trace_step(job).peak_bytes
-    timed = _timed(job, recipe, documents) if measure else None
-    profile = find_profile(device)
-    with uncollected():
-        step = walk_step(job, shape)
-        memory, estimates = plan_memory(job, shape, step), Estimates(shape)
-        fits = memory.total_bytes <= device.memory_bytes
-        limits = largest(job, shape, estimates)
-        advice = () if fits else tuple(advise(job, estimates, profile))
-    speed = expect_speed(job, shape, step, profile) if profile else None
     if timed:
+        # Few layers were timed, none of them computed again by us.
+        timed = replace(timed, tokens_per_second=timed.tokens_per_second / (factor if job.recompute else 1))
         speed = replace(timed, bound=speed.bound, other_share=speed.other_share) if speed else timed
     trained = step.gradient_bytes // (4 if job.adapter else job.item_bytes)
     total = shape.parameters() + job.extra_elements + (trained if job.adapter else 0)
     return _plan(
         recipe, job, memory, (total, trained), "closed form and trace" if trace else "closed form", traced,
-        (*told, *_assumptions(job, speed, documents)), limits, documents, speed, advice,
+        (*told, *_assumptions(job, speed, documents)), limits, documents, speed, advice, factor,
     )  # fmt: skip
 
 
@@ -231,6 +242,7 @@ def _plan(
     documents: Documents | None,
     speed: Speed | None,
     advice: tuple[Advice, ...],
+    factor: float = 1.0,
 ) -> MemoryPlan:
     rate, data = speed.tokens_per_second if speed else None, None
     positions = max(0, int(job.arguments.get("max_steps") or 0)) * job.accumulation * job.tokens * job.devices
@@ -245,8 +257,10 @@ def _plan(
         limits=limits, assumptions=assumptions, way=way, traced_peak_bytes=traced,
         step={
             "batch": job.batch, "accumulation": job.accumulation, "length": job.length,
-            "checkpointing": int(job.checkpointing),
+            "checkpointing": int(job.checkpointing), "layers": job.layers,
         },
+        recompute=job.recompute,
+        recompute_time_factor=factor,
         data=data,
         tokens_per_second=rate,
         bound=speed.bound if speed else None,

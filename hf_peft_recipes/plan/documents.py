@@ -88,7 +88,19 @@ def look_at_documents(recipe: ResolvedRecipe, request: RunRequest) -> Documents:
     """
     if recipe.value("data.streaming"):
         raise UserError("plan --data looks at every row; leave --data.streaming out")
-    tokenized = tokenize(recipe, request, examine_data(recipe, request))
+    return documents_of(recipe, tokenize(recipe, request, examine_data(recipe, request)))
+
+
+def documents_of(recipe: ResolvedRecipe, tokenized: Tokenized) -> Documents:
+    """Return what token rows are like.
+
+    Args:
+        recipe: resolved.
+        tokenized: its data, no stream.
+
+    Raises:
+        UserError: a row that cannot be scored.
+    """
     lengths, supervised = _counted(tokenized.rows.train)
     training: Mapping[str, Any] = recipe.section("training") or {}
     packs = bool(training.get("packing"))

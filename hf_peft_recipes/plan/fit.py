@@ -5,24 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any, TypeVar
+from typing import Any
 
-from hf_peft_recipes.plan.evaluating import Evaluation, plan_evaluation
+from hf_peft_recipes.plan.estimates import Estimates
 from hf_peft_recipes.plan.job import Job
-from hf_peft_recipes.plan.memory import Memory, memory_of
-from hf_peft_recipes.plan.profiles import Profile
+from hf_peft_recipes.plan.recomputing import choose
 from hf_peft_recipes.plan.shapes import Shape
-from hf_peft_recipes.plan.step import StepSizes, walk_step
-from hf_peft_recipes.plan.throughput import expect_speed
-
-Sized = TypeVar("Sized")
+from hf_peft_recipes.spec.recompute import AUTO
 
 LOSSY = 1.5
 """By how much a change that trains something else (a shorter length, a coarser base) must be worth its while."""
-
-FALLBACK = Profile(
-    300e12, 19.5e12, 1.5e12, "no rates of this device are known; those of an A100 stand in for the ratios"
-)
 
 
 @dataclass(frozen=True)
@@ -61,62 +53,35 @@ class Advice:
         }
 
 
-class Estimates:
-    """What variations of one job take: each step is walked through once, however many variations share it."""
-
-    def __init__(self, shape: Shape) -> None:
-        self._shape = shape
-        self._walked: dict[tuple[Any, ...], Any] = {}
-
-    def memory(self, job: Job, training_only: bool = False) -> Memory:
-        """Return what a job takes."""
-        evaluation = Evaluation()
-        if not training_only:
-            key = ("evaluation", job.evaluation.get("batch_size"), job.length, job.bits, job.attention)
-            evaluation = self._once(key, lambda: plan_evaluation(job, self._shape))
-        return memory_of(job, self._step(job), evaluation)
-
-    def seconds(self, job: Job, profile: Profile) -> float:
-        """Return the time a token."""
-        return 1 / expect_speed(job, self._shape, self._step(job), profile).tokens_per_second
-
-    def _step(self, job: Job) -> StepSizes:
-        return self._once(_walked(job), lambda: walk_step(job, self._shape)).under(job.optimizer)
-
-    def _once(self, key: tuple[Any, ...], walk: Callable[[], Sized]) -> Sized:
-        if key not in self._walked:
-            self._walked[key] = walk()
-        found: Sized = self._walked[key]
-        return found
-
-
-def _walked(job: Job) -> tuple[Any, ...]:
-    """Return what `_changes` and `largest` change of a job that its step depends on."""
-    return job.batch, job.accumulation > 1, job.length, job.checkpointing, job.attention, job.bits
-
-
-def advise(job: Job, estimates: Estimates, profile: Profile | None) -> list[Advice]:
+def advise(job: Job, estimates: Estimates, chooses: bool) -> list[Advice]:
     """Return changes that make the run smaller: each alone, then the cheapest together that fit; that one first.
 
     Args:
         job: that does not fit.
         estimates: of its model.
-        profile: rates of the device.
+        chooses: whether the run computes again what does not fit by itself, so that every change is tried with that.
     """
-    rates, room = profile or FALLBACK, job.device.memory_bytes
-    base, before = estimates.seconds(job, rates), estimates.memory(job).total_bytes
-    changes = list(_changes(job))
+    room, kept = job.device.memory_bytes, job.keeping_all()
+    base, before = estimates.seconds(job), estimates.memory(job).total_bytes
+    changes = [*_changes(job), *([] if chooses or job.checkpointing else [_RECOMPUTE])]
 
-    def changed(some: Sequence[Change]) -> Job:
-        made = job
+    def applied(some: Sequence[Change], made: Job) -> Job:
         for change in some:
             made = change.apply(made)
         return made
 
+    def changed(some: Sequence[Change]) -> Job:
+        if not chooses and _RECOMPUTE not in some:
+            return applied(some, job)
+        made = applied(some, kept)
+        return replace(made, recompute=choose(made, estimates))
+
     def tried(some: Sequence[Change], total: int) -> Advice:
-        settings = {key: value for change in some for key, value in change.settings}
-        seconds = estimates.seconds(changed(some), rates)
-        return Advice(tuple(change.name for change in some), settings, total, total <= room, seconds / base)
+        settings, made = {key: value for change in some for key, value in change.settings}, changed(some)
+        names = [change.name for change in some if change is not _RECOMPUTE]
+        if made.recompute and (made.recompute != job.recompute or _RECOMPUTE in some):
+            names.append(f"recompute {made.recompute.of(estimates.shape.layers)}")
+        return Advice(tuple(names), settings, total, total <= room, estimates.seconds(made) / base)
 
     totals = [estimates.memory(changed([change])).total_bytes for change in changes]
     alone = [(change, tried([change], total)) for change, total in zip(changes, totals, strict=True) if total < before]
@@ -130,7 +95,7 @@ def advise(job: Job, estimates: Estimates, profile: Profile | None) -> list[Advi
             # Two steps of one ladder (half the length, a quarter) are no combination.
             if len(keys) != len(set(keys)):
                 continue
-            loaded = changed([change for change in some if change.of_weights])
+            loaded = applied([change for change in some if change.of_weights], job)
             if estimates.memory(loaded).phases["load"] > room:
                 continue
             if (total := estimates.memory(changed(some)).total_bytes) <= room:
@@ -141,11 +106,11 @@ def advise(job: Job, estimates: Estimates, profile: Profile | None) -> list[Advi
     return [*found[:1], *sorted(rest, key=lambda advice: advice.total_bytes)]
 
 
+_RECOMPUTE = Change("recompute", (("recompute", AUTO),), lambda job: job)
+"""How much depends on what else is changed: it is chosen last."""
+
+
 def _changes(job: Job) -> Iterator[Change]:
-    if not job.checkpointing:
-        key = "activation_checkpointing"
-        key = key if key in job.arguments else "gradient_checkpointing"
-        yield Change("checkpointing", ((f"training.{key}", True),), lambda j: replace(j, checkpointing=True))
     divisor = 2
     while job.batch % divisor == 0:
         batch, accumulation = job.batch // divisor, job.accumulation * divisor

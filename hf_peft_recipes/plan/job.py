@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hf_peft_recipes.device import Device
 from hf_peft_recipes.errors import UnplannedError, UserError
 from hf_peft_recipes.plan.configs import read_quantization
 from hf_peft_recipes.plan.held_out import HeldOut
-from hf_peft_recipes.plan.shapes import ARCHITECTURES, Tensor, four_bit_bytes
+from hf_peft_recipes.plan.shapes import ARCHITECTURES, Shape, Tensor, four_bit_bytes
 from hf_peft_recipes.plan.sizes import FLOAT32
 from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.spec.objectives import OBJECTIVES, objective_facts
+from hf_peft_recipes.spec.recompute import NOTHING, Recompute, read_recompute
 
 # It looks at data, and brings along what reads them.
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Job:
     """Rows of a micro-batch, on one device."""
     accumulation: int
     checkpointing: bool
+    """Whether upstream computes every block again, `training.activation_checkpointing`."""
     optimizer: str
     packed: bool
     supervised: float
@@ -87,6 +89,8 @@ class Job:
     """What the base takes, where the files know it and the config does not."""
     quantized_elements: int = 0
     """Numbers that a quantised base holds in 4 or 8 bits."""
+    recompute: Recompute = NOTHING
+    """Which layers are computed again, where upstream does not do so with all of them."""
 
     @property
     def tokens(self) -> int:
@@ -134,6 +138,38 @@ class Job:
     def own_layers(self) -> bool:
         """Whether norms with a frozen weight and rotary positions are functions of our own."""
         return self.on_cpu and self.speed
+
+    @property
+    def layers(self) -> int:
+        """Of the model."""
+        return int(self.config.get("num_hidden_layers") or 0)
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether any layer is computed again."""
+        return self.checkpointing or bool(self.recompute)
+
+    def keeping_all(self) -> Job:
+        """Return the same run without anything that is computed again."""
+        return replace(self, checkpointing=False, recompute=NOTHING)
+
+    def stretches(self, layers: int) -> tuple[int, int, int]:
+        """Return how many layers are computed again whole, how many in their feed-forward part, how many not at all.
+
+        Args:
+            layers: of the model.
+        """
+        blocks = layers if self.checkpointing else min(layers, self.recompute.blocks)
+        feed_forwards = min(layers - blocks, self.recompute.feed_forwards)
+        return blocks, feed_forwards, layers - blocks - feed_forwards
+
+    def gates_as_one(self, shape: Shape, layer: int) -> bool:
+        """Return whether gate, up and down of a layer are one function of our own, `speed/gated_mlp.py`."""
+        plain = shape.traits.gated and not shape.traits.fused and not shape.has_experts(layer)
+        if not (self.own_lora and plain and shape.activation == "silu") or (self.adapter or {}).get("lora_dropout"):
+            return False
+        sizes, name = shape.mlp_sizes(), f"model.layers.{layer}.mlp"
+        return all(self.adapts(Tensor(f"{name}.{part}.weight", rows, inputs, True)) for part, rows, inputs in sizes)
 
     @property
     def attended(self) -> int:
@@ -253,7 +289,7 @@ def make_job(
     length, context = training.get("max_length"), config.get("max_position_embeddings")
     lengths = [number for number in (length, context) if number]
     row_length = int(min(lengths, default=1024))
-    checkpointing = training.get("activation_checkpointing", training.get("gradient_checkpointing"))
+    checkpointing = bool(training.get("activation_checkpointing", training.get("gradient_checkpointing")))
     return Job(
         source=source,
         config=config,
@@ -267,7 +303,8 @@ def make_job(
         length=min(row_length, documents.row_length) if documents else row_length,
         batch=int(training.get("per_device_train_batch_size") or 8),
         accumulation=int(training.get("gradient_accumulation_steps") or 1),
-        checkpointing=bool(checkpointing),
+        checkpointing=checkpointing,
+        recompute=NOTHING if checkpointing else read_recompute(recipe.value("recompute")) or NOTHING,
         optimizer=str(training.get("optim") or "adamw_torch_fused"),
         packed=bool(training.get("packing")),
         supervised=documents.supervised if documents else 1.0,

@@ -22,14 +22,15 @@ def walk_backbone(walk: Walk, model: Model, tokens: int) -> Value:
     with ledger.making("activations"):
         rotary = [walk.fresh(positions * width, hidden.itemsize) for _ in range(2 * kinds)]
     cos, sin = rotary[:2]
+    blocks, feed_forwards, _ = job.stretches(shape.layers)
     for layer in range(shape.layers):
+        in_part = blocks <= layer < blocks + feed_forwards and ledger.recording
 
-        def block(x: Value, at: int = layer) -> Value:
-            return _layer(walk, model, at, x, cos, sin)
+        def block(x: Value, at: int = layer, in_part: bool = in_part) -> Value:
+            return _layer(walk, model, at, x, cos, sin, in_part)
 
         ledger.mark()
-        checkpoints = job.checkpointing and ledger.recording
-        hidden = walk.checkpointed(block, hidden) if checkpoints else block(hidden)
+        hidden = walk.checkpointed(block, hidden) if layer < blocks and ledger.recording else block(hidden)
     ledger.mark()
     final = "model.final_layernorm" if shape.traits.norm == "layer" else "model.norm"
     out = _norm(walk, model, final, hidden)
@@ -50,7 +51,7 @@ def _embed(walk: Walk, model: Model, tokens: int) -> Value:
     hidden = walk.make(tokens * shape.hidden, weight.itemsize, [weight], backward)
     if shape.traits.scaled_embedding:
         hidden = walk.unary(hidden)
-    # Checkpointed blocks are trained through only where their input asks for a gradient.
+    # Upstream lets the first block's input ask for a gradient, which re-entrant checkpointing would need.
     if model.job.checkpointing and hidden.node is None and walk.ledger.recording:
         hidden.node = Node(walk.ledger, [], None)
     return hidden
@@ -63,13 +64,15 @@ def _norm(walk: Walk, model: Model, name: str, x: Value) -> Value:
     return walk.rms_norm(x, weight, model.shape.traits.norm == "gemma")
 
 
-def _layer(walk: Walk, model: Model, layer: int, hidden: Value, cos: Value, sin: Value) -> Value:
+def _layer(
+    walk: Walk, model: Model, layer: int, hidden: Value, cos: Value, sin: Value, recomputes: bool = False
+) -> Value:
     name, traits = f"model.layers.{layer}", model.shape.traits
     residual = hidden
     normed = _norm(walk, model, f"{name}.input_layernorm", hidden)
     attended = _attention(walk, model, f"{name}.self_attn", normed, cos, sin)
     if traits.parallel:
-        fed = _mlp(walk, model, f"{name}.mlp", normed)
+        fed = _feed_forward(walk, model, layer, normed, recomputes)
         return walk.add(walk.add(attended, fed), residual)
     del normed
     if traits.sandwich:
@@ -79,7 +82,7 @@ def _layer(walk: Walk, model: Model, layer: int, hidden: Value, cos: Value, sin:
     residual = hidden
     second = "pre_feedforward_layernorm" if traits.sandwich else "post_attention_layernorm"
     hidden = _norm(walk, model, f"{name}.{second}", hidden)
-    hidden = (_experts if model.shape.has_experts(layer) else _mlp)(walk, model, f"{name}.mlp", hidden)
+    hidden = _feed_forward(walk, model, layer, hidden, recomputes)
     if traits.sandwich:
         hidden = _norm(walk, model, f"{name}.post_feedforward_layernorm", hidden)
     return walk.add(residual, hidden)
@@ -142,6 +145,18 @@ def _activate(walk: Walk, name: str, x: Value) -> Value:
     return walk.unary(x, "input")
 
 
+def _feed_forward(walk: Walk, model: Model, layer: int, x: Value, recomputes: bool) -> Value:
+    """Return the output of the feed-forward part; `recomputes` keeps nothing of what it makes inside."""
+    name = f"model.layers.{layer}.mlp"
+    if model.job.gates_as_one(model.shape, layer):
+        gate, up, down = (model.linears[f"{name}.{part}_proj"] for part in ("gate", "up", "down"))
+        return walk.own_mlp(x, gate, up, down, recomputes)
+    part = _experts if model.shape.has_experts(layer) else _mlp
+    if not recomputes:
+        return part(walk, model, name, x)
+    return walk.checkpointed(lambda given: part(walk, model, name, given), x)
+
+
 def _mlp(walk: Walk, model: Model, name: str, x: Value) -> Value:
     shape = model.shape
     if not shape.traits.gated:
@@ -155,9 +170,6 @@ def _mlp(walk: Walk, model: Model, name: str, x: Value) -> Value:
         x = walk.mul(up, _activate(walk, shape.activation, walk.view(both, half)))
         del up, both
         return walk.linear(x, model.linears[f"{name}.down_proj"])
-    parts = [model.linears[f"{name}.{part}_proj"] for part in ("gate", "up", "down")]
-    if walk.own_lora and shape.activation == "silu" and all(part.lora and not part.dropout for part in parts):
-        return walk.own_mlp(x, *parts)
     gate = _activate(walk, shape.activation, walk.linear(x, model.linears[f"{name}.gate_proj"]))
     x = walk.mul(gate, walk.linear(x, model.linears[f"{name}.up_proj"]))
     del gate

@@ -171,8 +171,8 @@ class Walk(Operations):
         parents: list[Value | Weight] = [x, *([read] if drops else []), *linear.lora]
         return self._as(out, parents, backward, [read, inner])
 
-    def own_mlp(self, x: Value, gate: LinearSizes, up: LinearSizes, down: LinearSizes) -> Value:
-        """Return the output of `GatedMlp`, `speed/gated_mlp.py`."""
+    def own_mlp(self, x: Value, gate: LinearSizes, up: LinearSizes, down: LinearSizes, recomputes: bool) -> Value:
+        """Return the output of `GatedMlp`, `speed/gated_mlp.py`, which may make anew what is of the inner width."""
         assert gate.lora and up.lora and down.lora
         width, elements, itemsize = self.autocast or x.itemsize, x.elements, x.itemsize
         rows = self._flat(x, width)
@@ -182,11 +182,13 @@ class Walk(Operations):
         product = self.fresh(inside, width)
         out, down_inner = self._forth(product, product, down, width)
         del product
-        x_needs, kept = x.node is not None, (rows, gated, upped, gate_inner, up_inner, down_inner)
-        del rows, gated, upped, gate_inner, up_inner, down_inner
+        inside_kept = () if recomputes else (gated, upped, gate_inner, up_inner)
+        x_needs, kept = x.node is not None, (rows, down_inner, *inside_kept)
+        del rows, gated, upped, gate_inner, up_inner, down_inner, inside_kept
 
         def backward(g: Value, _kept: Any = kept) -> list[Value | None]:
             g = self._flat(g, width)
+            again = [self._forth(_kept[0], _kept[0], part, width) for part in (gate, up)] if recomputes else []
             activated, product = self.fresh(inside, width), self.fresh(inside, width)
             by_down = self._back(g, product, down, width)
             del product
@@ -201,6 +203,7 @@ class Walk(Operations):
                 # The other part is added to it.
                 self._whole(up, width)
                 by_x = self._flat(by_x, itemsize)
+            del again
             return [by_x, *by_gate[:2], *by_up[:2], *by_down[:2]]
 
         return self._as(out, [x, *gate.lora, *up.lora, *down.lora], backward, kept)

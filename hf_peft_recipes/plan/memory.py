@@ -44,7 +44,7 @@ class Holes:
     back: float
     """Where the peak is on the way back."""
     remade: float
-    """There too, where checkpointing makes activations anew between the gradients."""
+    """There too, where blocks make their activations anew between the gradients; of some layers, in proportion."""
     head: float
     """Where it is in a head that makes its logits in pages of their own, before the way back has left its holes."""
     evaluation: float
@@ -151,7 +151,8 @@ def _fragmentation(job: Job, step: StepSizes, temporary: int) -> int:
     if not job.on_cpu:
         return int(GPU_FRAGMENTATION * temporary)
     holes = _holes(job)
-    back = holes.remade if job.checkpointing else holes.back
+    blocks, feed_forwards, kept = job.stretches(job.layers)
+    back = (blocks * holes.remade + (feed_forwards + kept) * holes.back) / max(1, job.layers)
     return int((back if job.own_head else holes.head) * step.pass_bytes)
 
 
@@ -168,7 +169,7 @@ def _quantizing_holes(job: Job) -> int:
 
 
 def _holes(job: Job) -> Holes:
-    return HOST_HOLES[job.compute_bytes]
+    return HOST_HOLES[min(job.compute_bytes, FLOAT32)]
 
 
 def _constants(job: Job, evaluation: Evaluation) -> Counter[str]:

@@ -276,9 +276,10 @@ class Operations:
             self.ledger.pinned = []
             out = block(x)
             pinned, self.ledger.pinned = self.ledger.pinned, None
+        needs = x.node is not None
 
         def backward(g: Value, _kept: Value = x) -> list[Value | None]:
-            leaf = Node(self.ledger, [], None)
+            leaf = Node(self.ledger, [], None) if needs else None
             again = Value.__new__(Value)
             again.elements, again.itemsize, again.storage, again.node = x.elements, x.itemsize, x.storage, leaf
             with self.autocasting():

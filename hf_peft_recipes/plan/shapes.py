@@ -204,11 +204,17 @@ class Shape:
             for layer, count in self.layer_kinds().items()
         )
 
-    def active_products(self) -> tuple[int, int]:
-        """Return the weights that a token is multiplied with: in linear layers and experts, and in the head."""
+    def active_products(self, part: str = "") -> tuple[int, int]:
+        """Return the weights that a token is multiplied with: in linear layers and experts, and in the head.
+
+        Args:
+            part: of the layers, what their tensors' names begin with: `mlp.` for the feed-forward part alone.
+        """
         inner = 0
         for layer, count in self.layer_kinds().items():
             for tensor in self.layer_tensors(layer):
+                if not tensor.name.startswith(part):
+                    continue
                 if tensor.name.startswith("mlp.experts."):
                     inner += count * tensor.elements * self.experts_per_token // self.experts
                 elif tensor.linear or tensor.name == "mlp.gate.weight":

@@ -6,8 +6,9 @@ Instant and without torch; `trace` runs the real code on the meta device, and a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from hf_peft_recipes.plan.job import Job
@@ -19,6 +20,7 @@ from hf_peft_recipes.plan.optimizers import optimizer_bytes
 from hf_peft_recipes.plan.shapes import Shape
 from hf_peft_recipes.plan.sizes import FLOAT32, Ledger, Stage, Value, Weight, run_backward
 from hf_peft_recipes.plan.weights import Model
+from hf_peft_recipes.spec.recompute import Recompute
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class StepSizes:
     saved_bytes: int
     """What autograd holds when the way back begins."""
     pass_bytes: int
-    """What it would hold then without checkpointing."""
+    """What it would hold then if no layer were computed again."""
     made_bytes: int
     """All that a micro-batch's operations make."""
     largest_quantized: int
@@ -58,65 +60,150 @@ FEW_LAYERS = 3
 """A first layer, one between others, and a last one."""
 
 
-def walk_step(job: Job, shape: Shape) -> StepSizes:
+@dataclass(frozen=True)
+class FewLayers:
+    """A walk through few layers of each stretch of a model: of layers that are alike, and computed again alike."""
+
+    sizes: StepSizes
+    stages: Sequence[Stage]
+    numbers: tuple[int, ...]
+    """Layers of each stretch that were walked through."""
+    held: Counter[str]
+    """What a layer holds from the beginning to the end, by part."""
+    gradients: Counter[str]
+    """What the way back through a layer adds for good."""
+    trained: tuple[int, ...]
+    """Numbers in each of a layer's trained tensors."""
+    gradient_bytes: int
+    """Of a layer."""
+
+    def of_many(self, numbers: Sequence[int]) -> StepSizes:
+        """Return the sizes of a step without an optimizer, those of most layers from the one in a stretch's middle.
+
+        What such a layer adds is the same at every place, so each stage's peak grows along a line with the number of
+        layers, and the highest one is at an end: in a stretch's first layer, in its last, or in a neighbour of these.
+
+        Args:
+            numbers: of layers in each stretch; more than were walked through where those are `FEW_LAYERS`.
+        """
+        more = [many - few for many, few in zip(numbers, self.numbers, strict=True)]
+        layers, stages, held = sum(self.numbers), self.stages, _times(sum(more), self.held)
+        head, turn, below = layers + 1, layers + 2, 2 * layers + 3
+        forward = list(zip(_cut(stages[1:head], self.numbers), more, strict=True))
+        back = list(zip(_cut(stages[turn + 1 : below], self.numbers[::-1]), more[::-1], strict=True))
+        there, forth, made_forth = _passed(forward, held)
+        # Less than was kept when the way forward ended: autocast's casts go before the way back begins.
+        reached = held
+        for (some, many), (some_back, _) in zip(forward, reversed(back), strict=True):
+            if many:
+                saved = _less(self.gradients, _between(some_back[1], some_back[2]))
+                reached = _sum(reached, _times(many, _sum(saved, {"activations": some[1].kept_bytes})))
+        and_back, left, made_back = _passed(back, reached)
+        candidates = [
+            (stages[0], held), *there, (stages[head], forth), (stages[turn], reached), *and_back,
+            *((stage, left) for stage in stages[below:]),
+        ]  # fmt: skip
+        peak, added = max(candidates, key=lambda pair: pair[0].peak_bytes + pair[1].total())
+        saved_bytes = self.sizes.saved_bytes + _less(forth, held)["activations"]
+        return replace(
+            self.sizes,
+            peak_bytes=peak.peak_bytes + added.total(),
+            parts=+_sum(peak.peak_parts, added),
+            saved_bytes=saved_bytes,
+            pass_bytes=saved_bytes,
+            made_bytes=self.sizes.made_bytes + made_forth + made_back,
+            gradient_bytes=self.sizes.gradient_bytes + sum(more) * self.gradient_bytes,
+            trained=self.sizes.trained + sum(more) * self.trained,
+        )
+
+
+def walk_step(job: Job, shape: Shape, few: Callable[[Job, Shape], FewLayers] | None = None) -> StepSizes:
     """Return what one training step takes on one device that holds the whole model.
 
     With accumulation it is a micro-batch after the first, which finds the gradients of those before; the optimizer's
     states are there, as from the second step on. Where all layers are alike, few are walked through, and the others
     take what the one between its neighbours takes: `walk_whole_step` comes to the same.
+
+    Args:
+        job: that runs.
+        shape: of its model.
+        few: `walk_few`, or what remembers its results.
     """
-    if shape.layers <= FEW_LAYERS or len(shape.layer_kinds()) > 1 or job.tells_layers_apart:
+    if len(shape.layer_kinds()) > 1 or job.tells_layers_apart:
         return walk_whole_step(job, shape)
-    return _repeated(job, shape).under(job.optimizer)
+    sizes = (few or walk_few)(job, shape).of_many(job.stretches(shape.layers))
+    return _whole_pass(job, sizes, lambda plain: walk_step(plain, shape, few)).under(job.optimizer)
 
 
 def walk_whole_step(job: Job, shape: Shape) -> StepSizes:
     """Return what `walk_step` returns, every layer walked through."""
-    return _walk(job, shape)[0].under(job.optimizer)
+    sizes, _ = _walk(job, shape)
+    return _whole_pass(job, sizes, lambda plain: _walk(plain, shape)[0]).under(job.optimizer)
 
 
-def _repeated(job: Job, shape: Shape) -> StepSizes:
-    """Return the sizes of a step without an optimizer, those of most layers from the one in the middle of few.
+def walk_few(job: Job, shape: Shape) -> FewLayers:
+    """Return a walk through few layers of each stretch.
 
-    What a layer adds is the same at every place, so each stage's peak grows along a line with the number of layers,
-    and the highest one is at an end: in the first layer, in the last, or in a neighbour of these.
+    Args:
+        job: whose layers are alike.
+        shape: of its model.
     """
-    more, few = shape.layers - FEW_LAYERS, replace(shape, layers=FEW_LAYERS)
-    sizes, ledger = _walk(job, few)
-    fewer = Model(job, replace(few, layers=FEW_LAYERS - 1))
-    trained = tuple((Counter(sizes.trained) - Counter(fewer.trained)).elements())
-    held = _less(Model(job, few).bytes, fewer.bytes)
-    layer_gradients = sum(trained) * fewer.trained_item_bytes
-    gradients = Counter(gradients=layer_gradients)
+    numbers = few_of(job, shape)
+    few = replace(shape, layers=sum(numbers))
+    fewer_of_each = replace(job, recompute=Recompute(*numbers[:2])) if job.recompute else job
+    sizes, ledger = _walk(fewer_of_each, few)
+    model, fewer = Model(job, few), Model(job, replace(few, layers=few.layers - 1))
+    trained = tuple((Counter(model.trained) - Counter(fewer.trained)).elements())
+    held, gradient_bytes = _less(model.bytes, fewer.bytes), sum(trained) * model.trained_item_bytes
+    gradients = Counter(gradients=gradient_bytes)
     if job.accumulation > 1:
         # They are there from the beginning.
         held, gradients = _sum(held, gradients), Counter()
-    stages = ledger.stages
-    before, forward, head, turn, back, below = stages[0], stages[1:4], stages[4], stages[5], stages[6:9], stages[9:]
-    kept, returned = _between(forward[1], forward[2]), _between(back[1], back[2])
-    # Less than was kept when the way forward ended: autocast's casts go before the way back begins.
-    saved = _sum(_less(gradients, returned), {"activations": forward[1].kept_bytes})
-    forth, reached = _sum(held, kept), _sum(held, saved)
-    left = _sum(reached, returned)
-    candidates = [
-        (before, held), (forward[0], held), (forward[2], forth), (head, forth), (turn, reached), (back[0], reached),
-        (back[1], reached), (back[1], left), (back[2], left), *((stage, left) for stage in below),
-    ]  # fmt: skip
-    peak, added = max(candidates, key=lambda pair: pair[0].peak_bytes + more * pair[1].total())
-    made = sum(after.start_made_bytes - at.start_made_bytes for at, after in (forward[1:], back[1:]))
-    passed = sizes.pass_bytes + more * kept["activations"]
-    if job.checkpointing and job.on_cpu:
-        passed = _repeated(replace(job, checkpointing=False), shape).saved_bytes
-    return replace(
-        sizes,
-        peak_bytes=peak.peak_bytes + more * added.total(),
-        parts=+_sum(peak.peak_parts, {part: more * size for part, size in added.items()}),
-        saved_bytes=sizes.saved_bytes + more * kept["activations"],
-        pass_bytes=passed,
-        made_bytes=sizes.made_bytes + more * made,
-        gradient_bytes=sizes.gradient_bytes + more * layer_gradients,
-        trained=sizes.trained + more * trained,
-    )
+    return FewLayers(sizes, ledger.stages, numbers, held, gradients, trained, gradient_bytes)
+
+
+def few_of(job: Job, shape: Shape) -> tuple[int, ...]:
+    """Return how many layers of each stretch are walked through."""
+    return tuple(min(number, FEW_LAYERS) for number in job.stretches(shape.layers))
+
+
+def _whole_pass(job: Job, sizes: StepSizes, walk: Callable[[Job], StepSizes]) -> StepSizes:
+    """Return the sizes with what a pass would save that keeps all: on a host, holes are shares of that."""
+    if not (job.recomputes and job.on_cpu):
+        return sizes
+    return replace(sizes, pass_bytes=walk(job.keeping_all()).saved_bytes)
+
+
+Passed = list[tuple[Stage, Counter[str]]]
+
+
+def _passed(stretches: Sequence[tuple[Sequence[Stage], int]], added: Counter[str]) -> tuple[Passed, Counter[str], int]:
+    """Return the stages where a peak may be, with what further layers add there; what they have added then, and made.
+
+    Args:
+        stretches: the stages of each one's few layers, in the order in which they are passed, and how many more it has.
+        added: what further layers add before.
+    """
+    stages, made = Passed(), 0
+    for few, more in stretches:
+        if not more:
+            stages += [(stage, added) for stage in few]
+            continue
+        _, middle, last = few
+        stages += [(stage, added) for stage in few[:2]]
+        added = _sum(added, _times(more, _between(middle, last)))
+        stages += [(stage, added) for stage in few[1:]]
+        made += more * (last.start_made_bytes - middle.start_made_bytes)
+    return stages, added, made
+
+
+def _cut(stages: Sequence[Stage], numbers: Sequence[int]) -> list[Sequence[Stage]]:
+    ends = list(accumulate(numbers))
+    return [stages[end - number : end] for number, end in zip(numbers, ends, strict=True)]
+
+
+def _times(number: int, one: Mapping[str, int]) -> Counter[str]:
+    return Counter({part: number * size for part, size in one.items()})
 
 
 def _between(at: Stage, after: Stage) -> Counter[str]:
@@ -162,8 +249,6 @@ def _walk(job: Job, shape: Shape) -> tuple[StepSizes, Ledger]:
         max(layer, shape.vocabulary * shape.hidden),
         tuple(model.trained),
     )
-    if job.checkpointing and job.on_cpu:
-        sizes = replace(sizes, pass_bytes=_walk(replace(job, checkpointing=False), shape)[0].saved_bytes)
     return sizes, ledger
 
 

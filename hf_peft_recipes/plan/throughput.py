@@ -31,23 +31,33 @@ def product_flops(job: Job, shape: Shape) -> float:
     """Return the arithmetic of all matrix products of one token, forward, back and made again.
 
     With N weights in products, N_A of adapters, A = 2 · length · query width · layers: LoRA runs 4·N + 6·N_A + 3.5·A,
-    full fine-tuning 6·N + 3.5·A, checkpointing 2·N_layers + A more (Kaplan et al. 2020, arXiv:2001.08361; Chowdhery et
-    al. 2022, arXiv:2204.02311, appendix B). A frozen weight needs no gradient of its own, which saves 2·N.
+    full fine-tuning 6·N + 3.5·A, all blocks made again 2·N_layers + A more (Kaplan et al. 2020, arXiv:2001.08361;
+    Chowdhery et al. 2022, arXiv:2204.02311, appendix B). A frozen weight needs no gradient of its own, which saves 2·N.
     """
     layers, head = shape.active_products()
-    adapters = 0
-    kinds = dict.fromkeys(range(shape.layers), 1) if job.tells_layers_apart else shape.layer_kinds()
-    for layer, count in kinds.items():
-        for tensor in shape.layer_tensors(layer):
-            named = replace(tensor, name=f"model.layers.{layer}.{tensor.name}")
-            if job.adapts(named) and not tensor.stacked:
-                adapters += count * int((job.adapter or {}).get("r") or 8) * (tensor.rows + tensor.columns)
+    adapters = _adapters(job, shape)
     attention = 2 * job.attention_span * shape.query_width * shape.layers
     weights = layers + head * (job.supervised if job.own_head or job.device.kind == "cuda" else 1.0)
     flops = (4 if job.adapter else 6) * weights + 6 * adapters + 3.5 * attention
-    if job.checkpointing:
-        flops += 2 * (layers + adapters) + attention
+    blocks, feed_forwards, _ = (number / shape.layers for number in job.stretches(shape.layers))
+    flops += blocks * (2 * (layers + adapters) + attention)
+    if feed_forwards:
+        # Where they are one function, what gate and up gave is all that it needs.
+        needed = 2 / 3 if job.gates_as_one(shape, 0) else 1
+        flops += feed_forwards * needed * 2 * (shape.active_products("mlp.")[0] + _adapters(job, shape, "mlp."))
     return float(flops)
+
+
+def _adapters(job: Job, shape: Shape, part: str = "") -> int:
+    """Return the numbers of LoRA's factors that a token is multiplied with, of all layers or a part of each."""
+    kinds = dict.fromkeys(range(shape.layers), 1) if job.tells_layers_apart else shape.layer_kinds()
+    rank, found = int((job.adapter or {}).get("r") or 8), 0
+    for layer, count in kinds.items():
+        for tensor in shape.layer_tensors(layer):
+            named = replace(tensor, name=f"model.layers.{layer}.{tensor.name}")
+            if tensor.name.startswith(part) and job.adapts(named) and not tensor.stacked:
+                found += count * rank * (tensor.rows + tensor.columns)
+    return found
 
 
 def expect_speed(job: Job, shape: Shape, step: StepSizes, profile: Profile) -> Speed:

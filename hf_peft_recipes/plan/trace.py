@@ -26,7 +26,7 @@ from hf_peft_recipes.plan.live import LiveBytes
 from hf_peft_recipes.plan.loss import TILE_WIDTH
 from hf_peft_recipes.plan.optimizers import optimizer_bytes
 from hf_peft_recipes.plan.quantized import DTYPES, quantization_tensors, quantize_layers
-from hf_peft_recipes.speed import gated_mlp, lora_linear, rms_norm, rotary
+from hf_peft_recipes.speed import gated_mlp, lora_linear, recompute, rms_norm, rotary
 from hf_peft_recipes.speed.loss_head import TokenScores
 
 _ATTENTION = "sizes_of_a_kernel"
@@ -109,12 +109,17 @@ def build(job: Job) -> Any:
     if job.own_layers:
         rms_norm.install(model)
         rotary.install(model)
+
+    def contexts() -> tuple[Any, Any]:
+        # What is made anew on the way back is made under autocast again.
+        return nullcontext(), _Autocast(job)
+
     if job.checkpointing:
         if job.adapter:
             model.enable_input_require_grads()
-        # What is made anew on the way back is made under autocast again.
-        contexts = {"context_fn": lambda: (nullcontext(), _Autocast(job))}
-        model.gradient_checkpointing_enable({"use_reentrant": False, **contexts})
+        model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+    elif job.recompute:
+        recompute.install(model, job.recompute, contexts)
     return model
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hf_peft_recipes.spec.recompute import NOTHING, OFF, read_recompute
+
 GIB = 2**30
 
 _PARTS = {
@@ -93,10 +95,13 @@ def _title(plan: Mapping[str, Any]) -> str:
 
 def _step(plan: Mapping[str, Any]) -> str:
     step, trainable, total = plan["step"], plan["trainable"], plan["parameters"]
-    checkpointing = ", checkpointing" if step["checkpointing"] else ""
+    again = ", checkpointing" if step["checkpointing"] else ""
+    if plan["recompute"] != OFF:
+        amount, factor = read_recompute(plan["recompute"]) or NOTHING, plan["recompute_time_factor"]
+        again = f", computing again {amount.of(step['layers'])} (time a token × {factor:.2f})"
     return (
         f"{trainable:,} of {total:,} parameters train; {step['batch']} × {step['length']:,} tokens at a time, "
-        f"{step['accumulation']} times a step{checkpointing}"
+        f"{step['accumulation']} times a step{again}"
     )
 
 

@@ -22,7 +22,7 @@ from hf_peft_recipes.rounds.loop import Account, Standing
 from hf_peft_recipes.rounds.measuring import read_scores
 
 PLOT_FILE = "rounds.png"
-_OF_TRAINING = ("parameters", "speed", "proof")
+_OF_TRAINING = ("parameters", "speed", "recompute", "proof")
 
 
 def account_of_rounds(course: Course, standing: Standing, accounts: Sequence[Account]) -> dict[str, Any]:

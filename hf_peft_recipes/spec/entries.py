@@ -9,7 +9,7 @@ Path = tuple[str, ...]
 SECTIONS = ("model", "quantization", "adapter", "training", "data", "evaluation", "rewards", "feedback")
 """The mappings of a recipe."""
 
-SCALARS = ("objective", "speed", "certify", "allow_code_execution")
+SCALARS = ("objective", "speed", "recompute", "certify", "allow_code_execution")
 """The keys of a recipe that are no section."""
 
 USERS_DECISIONS: tuple[Path, ...] = (

@@ -12,6 +12,7 @@ from hf_peft_recipes.spec.entries import GIVEN, SCALARS, SECTIONS, Entries, Entr
 from hf_peft_recipes.spec.objectives import OBJECTIVES, objective_facts
 from hf_peft_recipes.spec.pairings import check_pairing
 from hf_peft_recipes.spec.quantized import check_quantized
+from hf_peft_recipes.spec.recompute import read_recompute
 from hf_peft_recipes.spec.sections import (
     FLAG_ALIASES,
     OWNED_FIELDS,
@@ -270,7 +271,19 @@ def _check_whole(name: str, entries: Entries) -> None:
         raise UserError(f"recipe {name!r}: adapter.peft_type is missing (LORA, IA3 …)")
     check_quantized(name, entries)
     check_pairing(name, entries)
+    _check_recompute(entries)
     _check_best(entries)
+
+
+def _check_recompute(entries: Entries) -> None:
+    """Raise a UserError where some layers are to be computed again by us, and all of them by upstream."""
+    training, asked = entries.section("training") or {}, entries.get(("recompute",))
+    checkpointing = any(training.get(name) for name in ("activation_checkpointing", "gradient_checkpointing"))
+    if checkpointing and asked and read_recompute(asked.value):
+        raise UserError(
+            f"recompute = {asked.value} (from {asked.origin}) beside training.activation_checkpointing, "
+            "which computes all blocks again: one of the two is wanted"
+        )
 
 
 def _check_best(entries: Entries) -> None:

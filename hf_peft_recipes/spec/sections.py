@@ -7,6 +7,7 @@ from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.redaction import redact
 from hf_peft_recipes.spec import upstream
 from hf_peft_recipes.spec.entries import Entries, Path
+from hf_peft_recipes.spec.recompute import read_recompute
 from hf_peft_recipes.spec.upstream import Field
 
 HOUSE_FIELDS: dict[str, dict[str, Field]] = {
@@ -161,6 +162,7 @@ FLAG_ALIASES: dict[str, Path] = {
     "dataset_name": ("data", "dataset"),
     "split": ("data", "split"),
     "speed": ("speed",),
+    "recompute": ("recompute",),
     "certify": ("certify",),
     "fix": ("data", "fix"),
     "rewards": ("rewards", "functions"),
@@ -241,6 +243,11 @@ def check_value(path: Path, value: object, origin: str, fields: Mapping[str, Map
             f"{'.'.join(path)} = {value!r} (from {origin}): one of {', '.join(choices)} is wanted"
             f"{did_you_mean(str(value), choices)}"
         )
+    if path == ("recompute",):
+        try:
+            read_recompute(value)
+        except UserError as error:
+            raise UserError(f"{error} (from {origin})") from None
     if len(path) != 2:
         return
     annotation = fields[path[0]][path[1]].annotation if path[1] in fields[path[0]] else ""

@@ -2,7 +2,7 @@
 
 Upstream keeps four tensors of the block's inner width for the way back: what gate and up gave, silu of the first, and
 the product, which `down` keeps. Here it is the first two; the others are made anew, element by element, which costs
-little beside the products (SwiGLU: Shazeer 2020, arXiv:2002.05202).
+little beside the products (SwiGLU: Shazeer 2020, arXiv:2002.05202). Where `recompute` asks for it, none is kept.
 """
 
 from __future__ import annotations
@@ -35,13 +35,16 @@ class GatedMlp(torch.autograd.Function):
     """One block."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, ways: tuple[Way, Way, Way], *adapters: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, ways: tuple[Way, Way, Way], recomputes: bool, *adapters: torch.Tensor
+    ) -> torch.Tensor:
         """Return the output, of the input's shape.
 
         Args:
             ctx: what backward finds again.
             x: of shape (…, hidden size).
             ways: the frozen parts of gate, up and down.
+            recomputes: whether nothing of the inner width is kept: gate's and up's products are made once more then.
             adapters: A and B of each.
         """
         rows = flat(x, ways[0].dtype)
@@ -49,7 +52,8 @@ class GatedMlp(torch.autograd.Function):
         up, up_inner = ways[1].forth(rows, rows, *adapters[2:4])
         product = silu(gate).mul_(up)
         out, down_inner = ways[2].forth(product, product, *adapters[4:])
-        ctx.save_for_backward(rows, gate, up, gate_inner, up_inner, down_inner, *adapters)
+        kept = () if recomputes else (gate, gate_inner, up, up_inner)
+        ctx.save_for_backward(rows, down_inner, *adapters, *kept)
         ctx.ways, ctx.x = ways, (x.shape, x.dtype)
         return out.view(x.shape)
 
@@ -57,8 +61,13 @@ class GatedMlp(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
         """Return the gradients by the input and by the A and B of each part."""
-        rows, gate, up, gate_inner, up_inner, down_inner, *adapters = ctx.saved_tensors
         of_gate, of_up, of_down = ctx.ways
+        rows, down_inner, *others = ctx.saved_tensors
+        adapters, kept = others[:6], others[6:]
+        gate, gate_inner, up, up_inner = kept or (
+            *of_gate.forth(rows, rows, *adapters[:2]),
+            *of_up.forth(rows, rows, *adapters[2:4]),
+        )
         g = flat(gradient, of_down.dtype)
         activated = silu(gate)
         product = activated * up
@@ -75,7 +84,7 @@ class GatedMlp(torch.autograd.Function):
             by_x = of_gate.by_input(by_gate_out, gate_by_inner, adapters[0])
             by_x = of_up.by_input(by_up_out, up_by_inner, adapters[2], into=by_x)
             by_x = by_x.view(ctx.x[0]).to(ctx.x[1])
-        return by_x, None, *by_gate, *by_up, *by_down
+        return by_x, None, None, *by_gate, *by_up, *by_down
 
 
 def install(model: Any) -> bool:
@@ -87,12 +96,29 @@ def install(model: Any) -> bool:
 
 
 def _forward(block: Any, x: torch.Tensor) -> Any:
+    out = as_one(block, x)
+    return type(block).forward(block, x) if out is None else out
+
+
+def as_one(block: Any, x: torch.Tensor, recomputes: bool = False) -> torch.Tensor | None:
+    """Return the output of a block as one function; None where its layers are to be computed each alone now.
+
+    Args:
+        block: one that `serves` is true of.
+        x: its input, of shape (…, hidden size).
+        recomputes: as `GatedMlp.forward` has it.
+    """
     parts = _projections(block, x)
     ways = tuple(Way(part.base, part.scaling, product_dtype(part.base, x)) for part in parts or ())
     if parts is None or len({way.dtype for way in ways}) != 1:
-        return type(block).forward(block, x)
-    out = GatedMlp.apply(x, ways, *(tensor for part in parts for tensor in (part.a, part.b)))
+        return None
+    out = GatedMlp.apply(x, ways, recomputes, *(tensor for part in parts for tensor in (part.a, part.b)))
     return as_base(out, parts[-1].base, x)
+
+
+def serves(block: Any) -> bool:
+    """Return whether `install` has made one function of the block."""
+    return getattr(vars(block).get("forward"), "__func__", None) is _forward
 
 
 def _projections(block: Any, x: torch.Tensor) -> list[Projection] | None:
