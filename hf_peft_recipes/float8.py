@@ -19,7 +19,7 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: Any) -> torch.Tensor:
-        """Return the product of shape (…, outputs), as torchao makes it.
+        """Return the product of shape (…, outputs).
 
         Args:
             ctx: what backward finds again.
@@ -27,18 +27,29 @@ class Product(torch.autograd.Function):
             weight: of shape (outputs, inputs), in 8-bit floats.
         """
         ctx.weight, ctx.dtype = weight, x.dtype
-        return torch.nn.functional.linear(x, weight)
+        return torch.nn.functional.linear(x, whole(weight, weight.dtype))
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         """Return the gradient by x, in its dtype."""
-        return torch.matmul(gradient, ctx.weight.dequantize(gradient.dtype)).to(ctx.dtype), None
+        return torch.matmul(gradient, whole(ctx.weight, gradient.dtype)).to(ctx.dtype), None
 
 
 def is_float8(weight: Any) -> bool:
     """Return whether a weight is one of torchao's in 8-bit floats. Imports no torchao."""
     return type(weight).__name__ == KIND
+
+
+def whole(weight: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Return a weight in 8-bit floats made whole: `weight.dequantize(dtype)` to the bit, of half the memory.
+
+    Args:
+        weight: of shape (outputs, inputs).
+        dtype: in which it is wanted.
+    """
+    made: torch.Tensor = weight.qdata.to(torch.float32).mul_(weight.scale)
+    return made.to(dtype)
 
 
 def mend(model: Any) -> None:
@@ -54,10 +65,8 @@ def mend(model: Any) -> None:
 
 
 def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return torch.nn.functional.linear(x, layer.weight, layer.bias)
     out = Product.apply(x, layer.weight)
-    return out if layer.bias is None else out + layer.bias
+    return out if layer.bias is None else out + layer.bias.to(out.dtype)
 
 
 def dequantize(model: Any) -> Any:
@@ -68,7 +77,7 @@ def dequantize(model: Any) -> Any:
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and is_float8(module.weight):
-            module.weight = torch.nn.Parameter(module.weight.dequantize(), requires_grad=False)
+            module.weight = torch.nn.Parameter(whole(module.weight, module.weight.dtype), requires_grad=False)
             vars(module).pop("forward", None)
             # torchao tells of its weight there.
             vars(module).pop("extra_repr", None)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes.errors import UserError, did_you_mean
+from hf_peft_recipes.spec.quantized import BITSANDBYTES, FLOAT8_TYPE, TORCHAO
 
 
 def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
@@ -52,9 +53,10 @@ class Quantization:
     """How the files of a base are quantised already."""
 
     bits: int
-    """4 or 8 where bitsandbytes did it, 0 for another way."""
+    """4 or 8 where bitsandbytes did it, 8 where torchao made 8-bit floats, 0 for another way."""
     double: bool
     method: str
+    float8: bool = False
 
 
 def read_quantization(config: Mapping[str, Any]) -> Quantization | None:
@@ -64,8 +66,17 @@ def read_quantization(config: Mapping[str, Any]) -> Quantization | None:
         return None
     bits = 4 if section.get("load_in_4bit") else 8 if section.get("load_in_8bit") else 0
     method = str(section.get("quant_method") or ("bitsandbytes" if bits else "an unknown method"))
-    bits = bits if method == "bitsandbytes" else 0
+    if method == TORCHAO and _torchao_type(section) == FLOAT8_TYPE:
+        return Quantization(8, False, method, float8=True)
+    bits = bits if method == BITSANDBYTES else 0
     return Quantization(bits, bool(section.get("bnb_4bit_use_double_quant")), method)
+
+
+def _torchao_type(section: Mapping[str, Any]) -> str:
+    """Return the name of torchao's class, of which transformers writes the values too."""
+    found = section.get("quant_type")
+    of_all = found.get("default") if isinstance(found, Mapping) else None
+    return str(of_all.get("_type")) if isinstance(of_all, Mapping) else ""
 
 
 def config_values(config: Any) -> Mapping[str, Any]:
