@@ -143,7 +143,9 @@ def test_the_faster_paths_know_it_and_agree_with_peft(base):
     for autocast, tolerance in ((False, 1e-5), (True, 0.03)):
         (loss, gradients), (fast_loss, fast_gradients) = step(plain, autocast), step(fast, autocast)
         torch.testing.assert_close(fast_loss, loss, rtol=tolerance, atol=0)
-        joined, fast_joined = (torch.cat([one.flatten() for one in all_.values()]) for all_ in (gradients, fast_gradients))
+        joined, fast_joined = (
+            torch.cat([one.flatten() for one in all_.values()]) for all_ in (gradients, fast_gradients)
+        )
         assert gradients.keys() == fast_gradients.keys()
         assert torch.dist(fast_joined, joined) < tolerance * joined.norm()
     assert saved_bytes(fast) < saved_bytes(plain)
