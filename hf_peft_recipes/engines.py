@@ -220,7 +220,7 @@ REFUSED = (
     ),
     Refusal(
         _splits, _in_floats_of_8_bits,
-        "a base in 8-bit floats has not been trained in parts; lora and qlora with --bnb_4bit_quant_storage bfloat16 go",
+        "a base in 8-bit floats has not been tried in parts; lora and qlora with --bnb_4bit_quant_storage bfloat16 go",
     ),
     Refusal(
         lambda asked: asked.loads_once or asked.zero_stage == 3, _looking_start,

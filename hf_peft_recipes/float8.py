@@ -1,4 +1,4 @@
-"""Weights in 8-bit floats, as torchao keeps them, and what its products should not do: keep them whole for the way back.
+"""Weights in 8-bit floats, as torchao keeps them, and what its products should not do: keep them whole for later.
 
 A weight is numbers in e4m3 with a float32 factor a row (Micikevicius et al. 2022, arXiv:2209.05433). It is made whole
 for each product. torch's autograd would keep that copy of every layer until the way back has come to it, which is the

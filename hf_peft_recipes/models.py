@@ -81,8 +81,8 @@ def load_base(
     Args:
         auto_class: the class that loads it, `transformers.AutoModelForCausalLM` for one.
         model_section: keyword arguments of `from_pretrained`, and `name_or_path`.
-        quantization: the recipe's section, keyword arguments of `BitsAndBytesConfig` or `TorchAoConfig`; None for a base
-            that is not quantised.
+        quantization: the recipe's section, keyword arguments of `BitsAndBytesConfig` or `TorchAoConfig`; None for a
+            base that is not quantised.
         head: further keyword arguments, which the model's head needs.
         seed: from which the weights of a head are drawn that the files do not hold.
 

@@ -13,8 +13,8 @@ from typing import Any
 from hf_peft_recipes import results
 from hf_peft_recipes.certificate import write_statement
 from hf_peft_recipes.errors import RecipeError, UserError
-from hf_peft_recipes.float8 import stored_parts
 from hf_peft_recipes.fingerprint import FINGERPRINT_FILE
+from hf_peft_recipes.float8 import stored_parts
 from hf_peft_recipes.merging.request import MERGE_FILE, MergeRequest, check_free_bytes, check_target, find_converter
 from hf_peft_recipes.results import RECIPE_FILE, write_text
 

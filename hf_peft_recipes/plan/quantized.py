@@ -1,4 +1,4 @@
-"""Quantised layers on the meta device: bitsandbytes' with sizes as in its own code, which needs weights with content."""
+"""Quantised layers on the meta device: bitsandbytes' by the sizes in its own code, which needs weights with content."""
 
 from __future__ import annotations
 

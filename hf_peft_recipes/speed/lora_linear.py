@@ -143,7 +143,8 @@ def install(model: Any) -> bool:
     """Let each plain LoRA layer over a frozen base be one function; return whether there is any.
 
     DoRA and other variants, trained bases, biases of their own, quantisation of another kind than NF4 and 8-bit floats
-    keep to PEFT's way; so does, at any moment, a layer whose adapter is merged or disabled, or one of several that are active.
+    keep to PEFT's way; so does, at any moment, a layer whose adapter is merged or disabled, or one of several that are
+    active.
     """
     found = [module for module in model.modules() if is_plain(module)]
     for layer in found:
