@@ -15,8 +15,6 @@ from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.models import load_base
 from hf_peft_recipes.speed import gated_mlp, lora_linear
 
-pytest.importorskip("torchao", reason="comes with the extra fp8")
-
 SECTION = {"quant_method": "torchao", "quant_type": "Float8WeightOnlyConfig"}
 LORA = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
 IDS = torch.randint(5, 200, (2, 24), generator=torch.Generator().manual_seed(1))
