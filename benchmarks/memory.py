@@ -88,9 +88,8 @@ def main() -> None:
     parser.add_argument("--compare", action="store_true", help="predict again, measure nothing, write the file anew")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    wanted = [
-        cell for cell in cells(options.recipes) if not options.cells or cell.name.startswith(tuple(options.cells))
-    ]
+    begins = tuple(options.cells or [""])
+    wanted = [cell for cell in cells(options.recipes) if cell.name.startswith(begins)]
     try:
         with tempfile.TemporaryDirectory() as scratch:
             if options.compare:

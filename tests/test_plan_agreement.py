@@ -15,7 +15,6 @@ from hf_peft_recipes.plan.shapes import ARCHITECTURES, four_bit_bytes, read_shap
 from hf_peft_recipes.plan.step import walk_step, walk_whole_step
 from hf_peft_recipes.plan.weights import Model
 
-
 FLOAT8 = {"quant_method": "torchao", "quant_type": "Float8WeightOnlyConfig"}
 
 

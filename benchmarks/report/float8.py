@@ -68,8 +68,8 @@ def report(path: Path, name: str) -> Section | None:
     table = Table(provenance, headings, [_row(pair) for pair in pairs])
     tasks = list(dict.fromkeys(pair.task for pair in pairs))
     seen = (
-        "A row a task: on the left the training losses of both, a line a seed, lying over each other; on the right by how "
-        "much the rounded one's is above the other's."
+        "A row a task: on the left the training losses of both, a line a seed, lying over each other; on the right by "
+        "how much the rounded one's is above the other's."
     )
     plot = Plot(provenance, f"{name}.png", seen, (9.5, 1 + 3 * len(tasks)), partial(draw, pairs)) if pairs else None
     told = " ".join(_sentence([pair for pair in pairs if pair.task == task]) for task in tasks)
