@@ -41,6 +41,11 @@ def is_float8(weight: Any) -> bool:
     return type(weight).__name__ == KIND
 
 
+def is_weight_only(weight: Any) -> bool:
+    """Return whether a weight is in 8-bit floats whose product takes its input as it is, and does not round it too."""
+    return is_float8(weight) and weight.act_quant_kwargs is None
+
+
 def whole(weight: Any, dtype: torch.dtype) -> torch.Tensor:
     """Return a weight in 8-bit floats made whole: `weight.dequantize(dtype)` to the bit, of half the memory.
 
@@ -48,6 +53,9 @@ def whole(weight: Any, dtype: torch.dtype) -> torch.Tensor:
         weight: of shape (outputs, inputs).
         dtype: in which it is wanted.
     """
+    if weight.scale.shape[-1] != 1:
+        # Of a base that others have quantised in blocks.
+        return weight.dequantize(dtype)
     made: torch.Tensor = weight.qdata.to(torch.float32).mul_(weight.scale)
     return made.to(dtype)
 
@@ -59,7 +67,7 @@ def mend(model: Any) -> None:
         model: quantised or not, loaded.
     """
     for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and is_float8(module.weight):
+        if isinstance(module, torch.nn.Linear) and is_weight_only(module.weight):
             # Bound to the layer, and so to a copy of it where the model is copied.
             module.forward = MethodType(_forward, module)
 

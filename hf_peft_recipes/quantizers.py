@@ -6,7 +6,14 @@ from typing import Any
 
 from hf_peft_recipes import four_bit
 from hf_peft_recipes.errors import UserError
-from hf_peft_recipes.spec.quantized import BITSANDBYTES, TORCHAO, method_of
+from hf_peft_recipes.spec.quantized import (
+    BITSANDBYTES,
+    FLOAT8,
+    TORCHAO,
+    kind_of_base,
+    method_of,
+    section_of,
+)
 
 _KEPT_WHOLE = {BITSANDBYTES: "llm_int8_skip_modules", TORCHAO: "modules_to_not_convert"}
 """How each names the modules that it is to leave whole."""
@@ -67,19 +74,6 @@ def keeping_whole(section: Mapping[str, Any], names: Sequence[str]) -> dict[str,
     return {**section, key: sorted({*names, *(section.get(key) or ())})}
 
 
-def section_of(config: Any) -> dict[str, Any]:
-    """Return the section `quantization` that a quantised model's own configuration stands for.
-
-    Args:
-        config: its `quantization_config`.
-    """
-    given: dict[str, Any] = config.to_dict()
-    kept = {key: value for key, value in given.items() if not key.startswith("_") and key != "quant_method"}
-    if given["quant_method"] != TORCHAO:
-        return kept
-    return {"quant_method": TORCHAO, "quant_type": type(config.quant_type).__name__}
-
-
 def mend(model: Any) -> None:
     """Undo what libraries do to quantised weights and should not.
 
@@ -97,9 +91,15 @@ def dequantize(model: Any) -> Any:
 
     Args:
         model: of transformers; it is changed.
+
+    Raises:
+        UserError: it is quantised in a way of which none is known back.
     """
     from hf_peft_recipes import float8
 
-    if model.quantization_method == TORCHAO:
-        return float8.dequantize(model)
-    return model.dequantize()
+    section = section_of(model.config.quantization_config.to_dict())
+    if method_of(section) != TORCHAO:
+        return model.dequantize()
+    if kind_of_base(section) != FLOAT8:
+        raise UserError(f"there is no way known to make weights whole that torchao's {section['quant_type']} has made")
+    return float8.dequantize(model)

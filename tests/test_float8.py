@@ -76,6 +76,18 @@ def test_a_weight_is_made_whole_as_torchao_makes_it(base, dtype):
             assert torch.equal(float8.whole(layer.weight, dtype), layer.weight.dequantize(dtype))
 
 
+@pytest.mark.parametrize("granularity", ["PerRow", "PerTensor", "PerGroup"])
+def test_a_weight_that_others_have_rounded_is_made_whole_too(granularity):
+    from torchao.quantization import Float8WeightOnlyConfig, quantize_
+    from torchao.quantization import granularity as kinds
+
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 8)
+    options = (32,) if granularity == "PerGroup" else ()
+    quantize_(layer, Float8WeightOnlyConfig(granularity=getattr(kinds, granularity)(*options)))
+    assert torch.equal(float8.whole(layer.weight, torch.float32), layer.weight.dequantize(torch.float32))
+
+
 def test_the_product_has_the_gradient_of_a_whole_layer(base):
     layer = base.model.layers[0].mlp.down_proj
     x = torch.randn(2, 3, layer.in_features, requires_grad=True, generator=torch.Generator().manual_seed(0))

@@ -12,6 +12,7 @@ from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.heads import find_head
 from hf_peft_recipes.merging.request import VARIANT_NAMES
 from hf_peft_recipes.spec import ResolvedRecipe
+from hf_peft_recipes.spec.quantized import section_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def build(name: str, recipe: ResolvedRecipe, adapter: Path, loading: Mapping[str
     model_class, kept = find_head(recipe.objective).model_class(), quantization if variant.dequantizes else None
     base = models.load_base(model_class, recipe.section("model"), kept, loading)
     if getattr(base, "hf_quantizer", None) is not None:
-        quantization = quantization or quantizers.section_of(base.config.quantization_config)
+        quantization = quantization or section_of(base.config.quantization_config.to_dict())
         # What is made whole has the type that the files were made in, the rest that which the run asked for.
         base = quantizers.dequantize(base).to(base.get_input_embeddings().weight.dtype)
         _forget_quantized_files(base)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes.errors import UserError, did_you_mean
-from hf_peft_recipes.spec.quantized import BITSANDBYTES, FLOAT8_TYPE, TORCHAO
+from hf_peft_recipes.spec.quantized import BITSANDBYTES, EIGHT, FLOAT8, FOUR, TORCHAO, kind_of_base, section_of
 
 
 def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
@@ -64,19 +64,10 @@ def read_quantization(config: Mapping[str, Any]) -> Quantization | None:
     section = config.get("quantization_config")
     if not isinstance(section, Mapping):
         return None
-    bits = 4 if section.get("load_in_4bit") else 8 if section.get("load_in_8bit") else 0
-    method = str(section.get("quant_method") or ("bitsandbytes" if bits else "an unknown method"))
-    if method == TORCHAO and _torchao_type(section) == FLOAT8_TYPE:
-        return Quantization(8, False, method, float8=True)
-    bits = bits if method == BITSANDBYTES else 0
-    return Quantization(bits, bool(section.get("bnb_4bit_use_double_quant")), method)
-
-
-def _torchao_type(section: Mapping[str, Any]) -> str:
-    """Return the name of torchao's class, of which transformers writes the values too."""
-    found = section.get("quant_type")
-    of_all = found.get("default") if isinstance(found, Mapping) else None
-    return str(of_all.get("_type")) if isinstance(of_all, Mapping) else ""
+    kind = kind_of_base(section_of(section))
+    method = str(section.get("quant_method") or (BITSANDBYTES if kind else "an unknown method"))
+    bits = {FOUR: 4, EIGHT: 8, FLOAT8: 8}.get(kind or "", 0) if method in (BITSANDBYTES, TORCHAO) else 0
+    return Quantization(bits, bool(section.get("bnb_4bit_use_double_quant")), method, kind == FLOAT8)
 
 
 def config_values(config: Any) -> Mapping[str, Any]:

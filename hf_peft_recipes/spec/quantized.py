@@ -52,11 +52,25 @@ def method_of(section: Mapping[str, Any] | None) -> str:
     return str((section or {}).get("quant_method") or BITSANDBYTES)
 
 
+def section_of(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section `quantization` that the `quantization_config` of a config.json stands for.
+
+    Args:
+        told: of a base whose files are quantised, by whomever.
+    """
+    if told.get("quant_method") != TORCHAO:
+        return {key: told[key] for key in told if key.startswith(("load_in_", "bnb_", "llm_int8_"))}
+    # transformers writes torchao's class with its values, below the one key that it knows.
+    found = told.get("quant_type")
+    of_all = found.get("default") if isinstance(found, Mapping) else None
+    return {"quant_method": TORCHAO, "quant_type": of_all.get("_type") if isinstance(of_all, Mapping) else None}
+
+
 def kind_of_base(section: Mapping[str, Any] | None) -> str | None:
     """Return how the base is kept, by the section `quantization`: one of `FOUR`, `EIGHT`, `FLOAT8`; None for whole."""
     given = section or {}
     if method_of(given) == TORCHAO:
-        return FLOAT8
+        return FLOAT8 if given.get("quant_type") == FLOAT8_TYPE else None
     return FOUR if given.get("load_in_4bit") is True else EIGHT if given.get("load_in_8bit") is True else None
 
 
@@ -69,7 +83,7 @@ def check_quantized(name: str, entries: Entries) -> None:
     """
     section = entries.section("quantization") or {}
     kind = kind_of_base(section)
-    if kind == FLOAT8 and not section.get("quant_type"):
+    if method_of(section) == TORCHAO and not section.get("quant_type"):
         raise UserError(f"recipe {name!r}: quantization.quant_type is missing ({FLOAT8_TYPE})")
     for (key, refused), where in REFUSED.items():
         found = entries.value("adapter", key)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from hf_peft_recipes.float8 import is_float8, whole
+from hf_peft_recipes.float8 import is_float8, is_weight_only, whole
 
 _logger = logging.getLogger(__name__)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -227,7 +227,7 @@ def is_plain(layer: Any) -> bool:
     if type(layer) is lora.Linear or type(layer).__name__ == "TorchaoLoraLinear":
         if type(layer.base_layer) is not torch.nn.Linear or layer.fan_in_fan_out:
             return False
-        if type(layer) is not lora.Linear and not _rounds_weights_alone(layer.base_layer):
+        if type(layer) is not lora.Linear and not is_weight_only(layer.base_layer.weight):
             return False
     elif type(layer) is not getattr(lora, "Linear4bit", None) or not _is_nf4(layer.base_layer):
         return False
@@ -235,11 +235,6 @@ def is_plain(layer: Any) -> bool:
     frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
     # Where accelerate has put itself before a layer, it fetches the weight from elsewhere.
     return frozen and not hasattr(base, "_hf_hook") and not hasattr(layer, "_hf_hook")
-
-
-def _rounds_weights_alone(base: Any) -> bool:
-    """Return whether a layer of torchao's is one in 8-bit floats that takes its input as it is."""
-    return is_float8(base.weight) and base.weight.act_quant_kwargs is None
 
 
 def _is_nf4(base: Any) -> bool:
