@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from conftest import FAST
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM
 
+import benchmarks.float8 as benchmark_of_float8
+import benchmarks.report.float8 as report_of_float8
 from hf_peft_recipes import RunResult, UserError, certificate, float8, get_recipe, quantizers
 from hf_peft_recipes.adapters import add_adapter
 from hf_peft_recipes.embedded import MODEL_DIR
@@ -239,3 +242,53 @@ def test_heads_that_are_drawn_stay_whole():
     section = quantizers.keeping_whole(recipe.resolved.section("quantization"), ["score"])
     assert section == {**SECTION, "modules_to_not_convert": ["score"]}
     assert quantizers.make_config(section).modules_to_not_convert == ["score"]
+
+
+def test_the_benchmark_trains_both_methods_alike():
+    made = list(benchmark_of_float8.runs(2))
+    for first, second in zip(made[::2], made[1::2], strict=True):
+        assert (first.method, second.method) == benchmark_of_float8.METHODS
+        assert replace(first, method="") == replace(second, method="")
+    assert len({run.name for run in made}) == len(made) == 8
+
+
+@pytest.mark.slow
+def test_the_benchmark_trains_a_run_once(tmp_path, monkeypatch):
+    embedded = benchmark_of_float8.EMBEDDED
+    few = {"evaluation.max_rows": 8, "gradient_accumulation_steps": 1}
+    asked = [benchmark_of_float8.Run("lora_fp8", 1, embedded, embedded, 2, few)]
+    monkeypatch.setattr(benchmark_of_float8, "runs", lambda seeds: asked)
+    words = ["--out", str(tmp_path / "float8.jsonl"), "--busy"]
+    (line,) = benchmark_of_float8.benchmark(words)
+    assert [step for step, _ in line["losses"]] == [1, 2] and line["status"] == "done"
+    assert line["metrics"]["before"]["loss"] != line["metrics"]["after"]["loss"]
+    assert {"hardware", "versions", "date", "commit", "code"} <= set(line) and "torchao" in line["versions"]
+    monkeypatch.setattr(benchmark_of_float8, "measure", None)
+    assert benchmark_of_float8.benchmark(words) == [line]
+
+
+def line_of(method, seed, losses, after, accuracy=None):
+    metrics = {"loss": after} | ({} if accuracy is None else {"accuracy": accuracy})
+    return {
+        "cell": {"method": method, "seed": seed, "model": "m", "dataset": "d", "steps": 2},
+        "status": "done",
+        "metrics": {"before": {"loss": 2.0 if method == "lora" else 2.125}, "after": metrics},
+        "losses": [[step, loss] for step, loss in enumerate(losses, 1)],
+        "train_seconds": 1.0,
+    }
+
+
+def test_the_report_holds_pairs_of_a_seed_against_each_other():
+    lines = [
+        line_of("lora", 1, [2.0, 1.0], 1.0, 0.5), line_of("lora_fp8", 1, [2.25, 1.0], 1.5, 0.75),
+        line_of("lora_fp8", 2, [2.0, 1.0], 1.0, 0.5), line_of("lora", 2, [2.0, 1.5], 1.25, 0.5),
+        line_of("lora", 3, [1.0, 1.0], 1.0),
+    ]  # fmt: skip
+    pairs = report_of_float8.paired(lines)
+    assert [pair.whole["cell"]["seed"] for pair in pairs] == [1, 2]
+    assert [pair.moved("after") for pair in pairs] == [0.5, -0.25]
+    assert [pair.curve() for pair in pairs] == [[(1, 0.25), (2, 0.0)], [(1, 0.0), (2, -0.5)]]
+    told = report_of_float8.sentence(pairs)
+    assert "m on d, 2 steps, 2 seeds: rounding moves the base's held-out loss by +0.1250 nats" in told
+    assert "-0.2500 to +0.5000, where seeds lie 0.2500 apart" in told
+    assert "accuracy 50.0 % on the whole base, 62.5 % on the rounded one" in told

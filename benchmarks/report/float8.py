@@ -72,7 +72,7 @@ def report(path: Path, name: str) -> Section | None:
         "how much the rounded one's is above the other's."
     )
     plot = Plot(provenance, f"{name}.png", seen, (9.5, 1 + 3 * len(tasks)), partial(draw, pairs)) if pairs else None
-    told = " ".join(_sentence([pair for pair in pairs if pair.task == task]) for task in tasks)
+    told = " ".join(sentence([pair for pair in pairs if pair.task == task]) for task in tasks)
     block = Block(provenance, told or "No pair of runs ended with a figure yet.")
     return Section("A base in 8-bit floats", wrap(_TEXT), table, plot, block)
 
@@ -105,7 +105,12 @@ def _row(pair: Pair) -> list[str]:
     return [*cells, *(number(line["train_seconds"], 1) for line in pair.sides)]
 
 
-def _sentence(pairs: Sequence[Pair]) -> str:
+def sentence(pairs: Sequence[Pair]) -> str:
+    """Return what the pairs of a task come to: by how much losses move, beside how far seeds lie apart.
+
+    Args:
+        pairs: of one task, at least one.
+    """
     base, data, steps = pairs[0].task
     seeds = [pair.whole["metrics"]["after"]["loss"] for pair in pairs]
     ends = {side: [pair.moved(side) for pair in pairs] for side in ("before", "after")}
