@@ -1,6 +1,7 @@
 """What the planner predicts against what real runs take, phase by phase: recipes × sizes × lengths × checkpointing.
 
     python -m benchmarks.memory [--cells lora-s-512-off …] [--together 2] [--out benchmarks/results/memory.jsonl]
+    python -m benchmarks.memory --recipes lora_fp8 --out benchmarks/results/float8_memory.jsonl
     python -m benchmarks.memory --compare        # what is predicted now against what was measured before
 
 Every cell is a `train` in a fresh process, on a Llama with random weights, over rows that are full to the last token.
@@ -29,15 +30,19 @@ WITHIN = 0.10
 OUT = Path(__file__).parent / "results" / "memory.jsonl"
 
 
-def cells() -> Iterator[Cell]:
-    """Yield the cells of the grid, small ones first, and two whose documents are of all lengths."""
+def cells(recipes: Sequence[str] = RECIPES) -> Iterator[Cell]:
+    """Yield the cells of the grid, small ones first, and two whose documents are of all lengths.
+
+    Args:
+        recipes: of the grid; the two are the first one's.
+    """
     for size in SIZES:
         for length in LENGTHS:
-            for recipe in RECIPES:
+            for recipe in recipes:
                 for checkpointing in (False, True):
                     yield _cell(recipe, size, length, checkpointing)
     for length in LENGTHS[1:]:
-        yield _cell("lora", "s", length, False, "ragged")
+        yield _cell(recipes[0], "s", length, False, "ragged")
 
 
 def _cell(recipe: str, size: str, length: int, checkpointing: bool, lengths: str = "full") -> Cell:
@@ -75,6 +80,7 @@ def compare(lines: Sequence[dict[str, Any]]) -> None:
 def main() -> None:
     """Measure what is missing, print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="+", default=RECIPES)
     parser.add_argument("--cells", nargs="+", help="names, or what they begin with; all by default")
     parser.add_argument("--together", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--keep", action="store_true", help="take results of other commits too")
@@ -82,7 +88,8 @@ def main() -> None:
     parser.add_argument("--compare", action="store_true", help="predict again, measure nothing, write the file anew")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    wanted = [cell for cell in cells() if not options.cells or cell.name.startswith(tuple(options.cells))]
+    begins = tuple(options.cells or [""])
+    wanted = [cell for cell in cells(options.recipes) if cell.name.startswith(begins)]
     try:
         with tempfile.TemporaryDirectory() as scratch:
             if options.compare:

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_peft_recipes import quantizers
 from hf_peft_recipes.adapters import adapter_file, let_disable
 from hf_peft_recipes.errors import CertificateError, UserError
-from hf_peft_recipes.four_bit import mend
 from hf_peft_recipes.fresh_process import last_words, run_verb
 from hf_peft_recipes.heads import Head, head_of_class
 from hf_peft_recipes.lineage import base_differences, read_config, read_fingerprint
@@ -190,9 +190,12 @@ def digest(tensor: Any) -> str:
     """Return the tensor's shape, dtype and the start of the SHA-256 of its bytes."""
     import torch
 
-    plain = tensor.detach().cpu().contiguous()
-    content = hashlib.sha256(plain.reshape(-1).view(torch.uint8).numpy()).hexdigest()[:32]
-    return f"{'x'.join(map(str, plain.shape))} {str(plain.dtype).removeprefix('torch.')} {content}"
+    from hf_peft_recipes.float8 import stored_parts
+
+    content = hashlib.sha256()
+    for part in stored_parts(tensor.detach()):
+        content.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return f"{'x'.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')} {content.hexdigest()[:32]}"
 
 
 def _check_all(folder: Path, statement: Mapping[str, Any], checks: list[Check], figures: dict[str, float]) -> None:
@@ -247,14 +250,14 @@ def _load(folder: Path, statement: Mapping[str, Any], has_adapter: bool) -> Any:
     keywords = {key: statement["load"][key] for key in _OF_LOADING if key in statement["load"]}
     keywords |= {"trust_remote_code": False, "use_safetensors": True}
     if quantization := keywords.pop("quantization", None):
-        keywords["quantization_config"] = transformers.BitsAndBytesConfig(**quantization)
+        keywords["quantization_config"] = quantizers.make_config(quantization)
     if torch.cuda.is_available():
         keywords["device_map"] = {"": 0}
     name = statement["model_class"]
     head_of_class(name)
     loader = getattr(peft, name.replace("AutoModel", "AutoPeftModel")) if has_adapter else getattr(transformers, name)
     model = loader.from_pretrained(str(folder), **keywords)
-    mend(model)
+    quantizers.mend(model)
     if has_adapter:
         let_disable(model)
     return model.eval()

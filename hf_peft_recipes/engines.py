@@ -15,6 +15,7 @@ import yaml
 
 from hf_peft_recipes.errors import LaunchError, UserError
 from hf_peft_recipes.spec import ResolvedRecipe
+from hf_peft_recipes.spec.quantized import FLOAT8, kind_of_base
 
 SHARDING = ("FSDP", "DEEPSPEED")
 """Engines, by accelerate's names, under which a process may hold a part of the model alone."""
@@ -176,6 +177,11 @@ def _in_8_bits(recipe: ResolvedRecipe) -> str | None:
     return "quantization.load_in_8bit" if recipe.value("quantization.load_in_8bit") else None
 
 
+def _in_floats_of_8_bits(recipe: ResolvedRecipe) -> str | None:
+    kind = kind_of_base(recipe.section("quantization"))
+    return f"quantization.quant_type {recipe.value('quantization.quant_type')}" if kind == FLOAT8 else None
+
+
 def _looking_start(recipe: ResolvedRecipe) -> str | None:
     start = str(recipe.value("adapter.init_lora_weights")).lower()
     return f"adapter.init_lora_weights {start}" if start.partition("_niter_")[0] in LOOKING_STARTS else None
@@ -211,6 +217,10 @@ REFUSED = (
     Refusal(
         _splits, _in_8_bits,
         "torch cannot split weights in 8 bits; qlora with --bnb_4bit_quant_storage bfloat16 goes",
+    ),
+    Refusal(
+        _splits, _in_floats_of_8_bits,
+        "a base in 8-bit floats has not been tried in parts; lora and qlora with --bnb_4bit_quant_storage bfloat16 go",
     ),
     Refusal(
         lambda asked: asked.loads_once or asked.zero_stage == 3, _looking_start,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_peft_recipes import collector, four_bit, pickles
+from hf_peft_recipes import collector, pickles, quantizers
 from hf_peft_recipes.embedded import EMBEDDED
 from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.sharding import size
@@ -81,7 +81,8 @@ def load_base(
     Args:
         auto_class: the class that loads it, `transformers.AutoModelForCausalLM` for one.
         model_section: keyword arguments of `from_pretrained`, and `name_or_path`.
-        quantization: keyword arguments of `BitsAndBytesConfig`, None for a base that is not quantised.
+        quantization: the recipe's section, keyword arguments of `BitsAndBytesConfig` or `TorchAoConfig`; None for a
+            base that is not quantised.
         head: further keyword arguments, which the model's head needs.
         seed: from which the weights of a head are drawn that the files do not hold.
 
@@ -108,7 +109,7 @@ def load_base(
     if head and quantization and drawn:
         # What is drawn is trained, and must not be quantised; which modules that are is known only now.
         model, drawn = load(drawn)
-    four_bit.mend(model)
+    quantizers.mend(model)
     model.drawn_modules = drawn
     return model
 
@@ -142,11 +143,10 @@ def beside_head(quantization: Mapping[str, Any], drawn: Sequence[str]) -> dict[s
     """Return the section as it quantises a base, and not the classifier on it.
 
     Args:
-        quantization: keyword arguments of `BitsAndBytesConfig`.
+        quantization: the recipe's section.
         drawn: names of the modules that the base's files do not hold.
     """
-    named = quantization.get("llm_int8_skip_modules") or ()
-    return {**quantization, "llm_int8_skip_modules": sorted({*CLASSIFIERS, *drawn, *named})}
+    return quantizers.keeping_whole(quantization, [*CLASSIFIERS, *drawn])
 
 
 def drawn_modules(model: Any) -> list[str]:
@@ -159,7 +159,7 @@ def quantize(model: Any, quantization: Mapping[str, Any]) -> Any:
 
     Args:
         model: of transformers, not quantised.
-        quantization: keyword arguments of `BitsAndBytesConfig`.
+        quantization: the recipe's section.
 
     Raises:
         UserError: an argument is refused.
@@ -169,7 +169,7 @@ def quantize(model: Any, quantization: Mapping[str, Any]) -> Any:
     )
     if getattr(model, "generation_config", None) is not None:
         quantized.generation_config = model.generation_config
-    four_bit.mend(quantized)
+    quantizers.mend(quantized)
     return quantized
 
 
@@ -256,14 +256,12 @@ BEHIND_PADDING = (
 
 def _quantizing(quantization: Mapping[str, Any]) -> dict[str, Any]:
     from accelerate import PartialState
-    from transformers import BitsAndBytesConfig
 
-    try:
-        config = BitsAndBytesConfig(**quantization)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"quantization: {error}") from None
     # Quantisation happens while loading, so every process must load onto its own device.
-    return {"quantization_config": config, "device_map": {"": PartialState().device}}
+    return {
+        "quantization_config": quantizers.make_config(quantization),
+        "device_map": {"": PartialState().device},
+    }
 
 
 def _from_pretrained(auto_class: Any, location: str, what: str, keywords: Mapping[str, Any]) -> Any:

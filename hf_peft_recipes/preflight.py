@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hf_peft_recipes import engines, launching, models
+from hf_peft_recipes import engines, launching, models, quantizers
 from hf_peft_recipes.budget import Budget
 from hf_peft_recipes.checkpoints.resuming import Resumption, find_resumption
 from hf_peft_recipes.data.loading import read
@@ -121,6 +121,7 @@ def examine(recipe: ResolvedRecipe, request: RunRequest) -> Examined:
     engines.check_recipe(recipe, engines.read_environment(os.environ))
     check_recovery(recipe, request)
     check_optimizer(recipe)
+    quantizers.check_installed(recipe.section("quantization"))
     output_dir = run_folder(recipe, request)
     if not request.dry_run and launching.rank_from_environment() == 0:
         _check_folder(output_dir, request, recipe.is_in_rounds)

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from hf_peft_recipes.errors import NotTrainedError
+from hf_peft_recipes.float8 import stored_parts
 from hf_peft_recipes.sharding import is_split, let_go, local, size
 
 UPDATES_TO_JUDGE = 3
@@ -187,7 +188,8 @@ def checksum(tensor: torch.Tensor, elements: int | None = None) -> int:
         tensor: of any dtype.
         elements: how many elements to look at, evenly spaced; None for all.
     """
-    flat = local(tensor).detach().reshape(-1)
+    # Of a weight in 8-bit floats, its numbers.
+    flat = stored_parts(local(tensor).detach())[0].reshape(-1)
     if elements is not None and flat.numel() > elements:
         flat = flat[:: flat.numel() // elements]
     bits = flat.view(_INTEGERS[flat.element_size()]) if flat.numel() else flat.to(torch.int64)

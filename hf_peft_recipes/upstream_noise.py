@@ -42,6 +42,8 @@ HARMLESS_LOGS = (
         "Failed to load CPU gemm_4bit_forward",
         "an optional kernel for inference from the Hub; training does not use it",
     ),
+    ("torchao", "Failed to load", "kernels for newer GPUs, which weights in 8-bit floats do without"),
+    ("torch.utils._pytree", "is an Enum subclass and is now natively supported", "torchao 0.18 registers its own"),
     (
         "transformers.tokenization_utils_base",
         "Token indices sequence length is longer",

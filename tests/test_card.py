@@ -242,12 +242,16 @@ def variants():
     lora, qlora, full = (golden(name) for name in ("lora", "qlora", "full"))
     plain = {"chat_template": False, "separator": "\n"}
     mended = lora[1].replace("fix: false", "fix: true")
+    rounded = yaml.safe_load(lora[1]) | {
+        "quantization": {"quant_method": "torchao", "quant_type": "Float8WeightOnlyConfig"}
+    }
     return {
         "lora": (lora[0], lora[1], {}),
         "plain": (lora[0], lora[1], plain),
         "text": (lora[0], lora[1], {"format": "text"}),
         "mended": (lora[0], mended, {}),
         "qlora": (qlora[0], qlora[1], {}),
+        "float8": (lora[0], yaml.safe_dump(rounded), {}),
         "full": (full[0], full[1], {}),
     }
 
@@ -258,7 +262,7 @@ def variant(name):
     return make_card({**record, "data": {**record["data"], **data}}, recipe, publication)
 
 
-@pytest.mark.parametrize("name", ["lora", "plain", "text", "mended", "qlora", "full"])
+@pytest.mark.parametrize("name", ["lora", "plain", "text", "mended", "qlora", "float8", "full"])
 def test_the_code_can_be_parsed(name):
     card = variant(name)
     python = blocks(card, "python")
@@ -272,10 +276,17 @@ def test_the_code_can_be_parsed(name):
     assert ("--quantization" in words) is (name == "qlora")
     assert ("--tokenizer" in words) is (name == "mended")
     body = json.loads(shlex.split(request.replace("\\\n", " "))[-1])
-    assert ("messages" in body) is (name in ("lora", "mended", "qlora", "full"))
+    assert ("messages" in body) is (name in ("lora", "mended", "qlora", "float8", "full"))
     assert body["model"] == (
         "someone/tiny-sums" if name == "full" else f"tiny-reviews{'-4bit' if name == 'qlora' else ''}"
     )
+
+
+def test_a_base_in_8_bit_floats_is_said_to_be_rounded():
+    card = variant("float8")
+    assert "| base weights | bfloat16, rounded to 8-bit floats (e4m3, a factor a row) |" in card
+    assert "### PEFT, on the same float8 base as in training" in card and "QLoRA" not in card
+    assert "quantization = TorchAoConfig(Float8WeightOnlyConfig())" in card
 
 
 def test_prompts_survive_the_quotes_of_python_and_of_the_shell():
@@ -361,7 +372,7 @@ def test_the_code_runs_and_answers_as_chat_does(trained):
     assert answer == "positive"
     with live.model.disable_adapter():
         assert chat(live, [{"role": "user", "content": REVIEW}], 16, str).strip() == "negative"
-    for name in ("lora-0", "lora-1", "mended-0", "mended-1"):
+    for name in ("lora-0", "lora-1", "mended-0", "mended-1", "float8-0", "float8-1"):
         assert printed[name] == answer, name
     assert (printed["qlora-0"], printed["qlora-1"]) == (answer, answer)
     assert printed["plain-0"] == printed["plain-1"]

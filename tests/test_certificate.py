@@ -13,12 +13,12 @@ from hf_peft_recipes import UserError, certificate, certify, get_recipe
 from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.fingerprint import FINGERPRINT_FILE, differences, fingerprint, local_reader
 
-KINDS = ("lora", "full", "qlora", "head", "tokens")
+KINDS = ("lora", "full", "qlora", "lora_fp8", "head", "tokens")
 
 
 def trained(kind, rows, folder):
     """Train a few steps of one kind of run: by method, with a head saved whole, with new tokens and their embeddings."""
-    method = kind if kind in ("lora", "qlora", "full") else "lora"
+    method = "lora" if kind in ("head", "tokens") else kind
     overrides = {"head": {"modules_to_save": ["lm_head"]}}.get(kind, {})
     if kind == "tokens":
         tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)

@@ -191,11 +191,13 @@ def told_by_the_card(name, result):
     return printed.getvalue().strip()
 
 
-CERTIFIED = ("qlora+classify", "qlora+reward")
+CERTIFIED = ("qlora+classify", "qlora+reward", "lora_fp8+classify")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qlora+classify", "full+tag", "qlora+reward", "lora+classify", "qlora+tag"])
+@pytest.mark.parametrize(
+    "name", ["qlora+classify", "full+tag", "qlora+reward", "lora_fp8+classify", "lora+classify", "qlora+tag"]
+)
 def test_encoders_train_and_load(name, bert, tmp_path):
     if "reward" in name:
         bert = MODEL_DIR

@@ -38,7 +38,7 @@ def test_a_pair_is_refused_by_its_adapter_whatever_it_is_called(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qlora+kto", "vera+tag", "eva+classify", "prefix_tuning+reward"])
+@pytest.mark.parametrize("name", ["qlora+kto", "lora_fp8+dpo", "vera+tag", "eva+classify", "prefix_tuning+reward"])
 def test_pairs_train(name, pairs):
     assert train_pair(pairs[name])["status"] == "trained"
 

@@ -239,6 +239,8 @@ def test_a_type_that_no_recipe_has_works_by_its_name(name, overrides, rows, tmp_
         (("pissa", "--load_in_8bit", "true"), r"init_lora_weights pissa cannot train on a base in 8 bits"),
         (("pissa", "--load_in_4bit", "true", "--init_lora_weights", "pissa_niter_4"), r"pissa_niter_4 cannot train"),
         (("qlora", "--adapter.peft_type", "hra"), r"'qlora' trains on 4 bits"),
+        (("lora_fp8", "--init_lora_weights", "olora"), r"olora cannot train on a base in 8-bit floats"),
+        (("lora_fp8", "--peft_type", "HRA"), r"peft_type HRA cannot train on a base in 8-bit floats"),
         (("adalora", "--total_step", "100"), "the run knows how many steps it has"),
     ],
 )

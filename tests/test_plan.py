@@ -148,7 +148,7 @@ def test_the_largest_batch_and_length_fit_and_the_next_do_not(recompute):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.sampled_from(["lora", "qlora", "full"]), st.integers(1, 6), st.booleans(), st.booleans())
+@given(st.sampled_from(["lora", "qlora", "lora_fp8", "full"]), st.integers(1, 6), st.booleans(), st.booleans())
 def test_more_takes_more(recipe, scale, checkpointing, on_gpu):
     device = named_device("H100") if on_gpu else replace(named_device("cpu"), bf16=True)
     config = {**LLAMA_8B, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 3, "vocab_size": 4096}

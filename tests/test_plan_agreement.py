@@ -15,9 +15,11 @@ from hf_peft_recipes.plan.shapes import ARCHITECTURES, four_bit_bytes, read_shap
 from hf_peft_recipes.plan.step import walk_step, walk_whole_step
 from hf_peft_recipes.plan.weights import Model
 
+FLOAT8 = {"quant_method": "torchao", "quant_type": "Float8WeightOnlyConfig"}
+
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-@pytest.mark.parametrize("recipe", ["lora", "qlora", "full"])
+@pytest.mark.parametrize("recipe", ["lora", "qlora", "lora_fp8", "full"])
 def test_the_two_ways_agree(kind, recipe):
     from hf_peft_recipes.plan.trace import trace_step
 
@@ -48,7 +50,7 @@ def test_the_two_ways_agree(kind, recipe):
         {"target_modules": ["q_proj", "v_proj"], "r": 64},
     ],
 )
-@pytest.mark.parametrize("recipe", ["lora", "full"])
+@pytest.mark.parametrize("recipe", ["lora", "lora_fp8", "full"])
 def test_the_two_ways_agree_under_other_settings(overrides, recipe):
     from hf_peft_recipes.plan.trace import trace_step
 
@@ -69,6 +71,7 @@ def test_the_two_ways_agree_under_other_settings(overrides, recipe):
         {"use_dora": True},
         {"load_in_8bit": True},
         {"load_in_8bit": True, "lora_dropout": 0.1, "modules_to_save": ["embed_tokens"]},
+        {**FLOAT8, "lora_dropout": 0.1, "modules_to_save": ["lm_head"]},
     ],
 )
 @pytest.mark.parametrize("kind", ["cpu", "H100"])
@@ -140,6 +143,23 @@ def test_a_base_in_8_bits_is_counted_exactly():
     assert {part: counted[part] for part in found} == found
 
 
+def test_a_base_in_8_bit_floats_is_counted_exactly():
+    from transformers import AutoModelForCausalLM
+
+    from hf_peft_recipes.float8 import is_float8, stored_parts
+    from hf_peft_recipes.models import load_base
+
+    recipe = get_recipe("lora_fp8", device="H100")
+    model = load_base(AutoModelForCausalLM, recipe.resolved.section("model"), recipe.resolved.section("quantization"))
+    found = {"weights": 0, "weights_quantized": 0}
+    for parameter in model.parameters():
+        part = "weights_quantized" if is_float8(parameter) else "weights"
+        found[part] += sum(one.numel() * one.element_size() for one in stored_parts(parameter))
+    config = json.loads((MODEL_DIR / "config.json").read_text())
+    counted = Model(job_of("lora_fp8", config, named_device("H100")), read_shape(config, "x")).bytes
+    assert {part: counted[part] for part in found} == found
+
+
 def test_four_bits_cost_what_the_paper_says():
     elements = 4096 * 14336
     assert four_bit_bytes(elements, double_quantized=True) / elements == pytest.approx(0.5159, abs=1e-4)
@@ -168,7 +188,7 @@ def test_few_layers_tell_of_many_exactly(recipe, checkpointing, accumulation):
     cpu = replace(named_device("cpu"), bf16=True)
     cases = [(LLAMA_8B, named_device("H200"), {}), (qwen2, named_device("H200"), {}), (mixtral, cpu, {})]
     if recipe == "lora":
-        cases += [(qwen2, cpu, {"use_dora": True}), (qwen2, cpu, {"load_in_8bit": True})]
+        cases += [(qwen2, cpu, {"use_dora": True}), (qwen2, cpu, {"load_in_8bit": True}), (qwen2, cpu, FLOAT8)]
     for config, device, others in cases:
         options = {"activation_checkpointing": checkpointing, "gradient_accumulation_steps": accumulation, **others}
         job, shape = job_of(recipe, config, device, **options), read_shape(config, "x")

@@ -121,7 +121,22 @@ def test_files_in_4_bits_are_planned_so_without_a_word_of_the_recipe(tmp_path):
     assert not any("NF4" in name for advice in plan.advice for name in advice.names)
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "fp8"])
+def test_files_in_8_bit_floats_are_planned_so_without_a_word_of_the_recipe(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    from hf_peft_recipes.models import load_base
+
+    quantization = get_recipe("lora_fp8", device="H100").resolved.section("quantization")
+    model = load_base(AutoModelForCausalLM, {"name_or_path": str(MODEL_DIR), "dtype": "bfloat16"}, quantization)
+    model.save_pretrained(tmp_path)
+    plan, told = plan_of(str(tmp_path))
+    quantized, _ = plan_of(str(MODEL_DIR), "lora_fp8")
+    assert plan.parts["weights_quantized"] == quantized.parts["weights_quantized"] and not told
+    assert plan.parts["weights"] == quantized.parts["weights"]
+    assert plan.phases["load"] < quantized.phases["load"]
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "torchao"])
 def test_a_way_of_quantising_that_is_not_known_is_said(copy, tmp_path, method):
     from hf_peft_recipes.plan.stored import read_stored
 

@@ -16,7 +16,7 @@ from hf_peft_recipes import RunResult, UserError, get_recipe
 from hf_peft_recipes.errors import NotTrainedError
 from hf_peft_recipes.results import read_schema
 
-METHODS = ("lora", "qlora", "full")
+METHODS = ("lora", "qlora", "lora_fp8", "full")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_everything_that_should_train_did(run):
     assert proof["unproved"] == {}
     assert proof["judged"]
     # r 16 on seven linear layers of four blocks, two tensors each; the whole model has nine a block and two more.
-    assert proof["trainable_tensors"] == {"lora": 56, "qlora": 56, "full": 38}[method]
+    assert proof["trainable_tensors"] == {"full": 38}.get(method, 56)
     assert (proof["frozen_tensors_checked"] > 0) is (method != "full")
     parameters = result.record["parameters"]
     assert (parameters["trainable"] == parameters["total"]) is (method == "full")

@@ -11,6 +11,8 @@ from hf_peft_recipes.errors import UserError
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 """Whose versions decide what is measured."""
+OPTIONAL = ("torchao",)
+"""Whose do too, where they are installed: PEFT imports it beside every adapter."""
 GIB = 2**30
 HALVES = ", products in bfloat16"
 """Behind a processor that has them: they decide what a recipe trains in. Of GPUs it goes without saying."""
@@ -108,7 +110,8 @@ def _versions(result: Mapping[str, Any], where: str) -> str:
     missing = [package for package in PACKAGES if not versions.get(package)]
     if versions and missing:
         raise UserError(f"{where}: no version of {missing[0]} beside its figures")
-    return ", ".join(f"{package} {versions[package]}" for package in PACKAGES) if versions else ""
+    named = [*PACKAGES, *(package for package in OPTIONAL if package in versions)]
+    return ", ".join(f"{package} {versions[package]}" for package in named) if versions else ""
 
 
 def _commit(commit: Any) -> str:

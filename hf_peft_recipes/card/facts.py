@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_peft_recipes.card.publication import Publication
 from hf_peft_recipes.spec.objectives import OBJECTIVES
+from hf_peft_recipes.spec.quantized import EIGHT, FLOAT8, FOUR, kind_of_base
 
 GIB, MIB = 2**30, 2**20
 Row = tuple[str, ...]
@@ -56,7 +57,7 @@ def method_name(recipe: Mapping[str, Any]) -> str:
         return "full fine-tuning"
     kind = str(adapter["peft_type"]).upper()
     name = {"LORA": "DoRA" if adapter.get("use_dora") else "LoRA"}.get(kind, kind)
-    return f"Q{name}" if recipe.get("quantization") else name
+    return f"Q{name}" if kind_of_base(recipe.get("quantization")) in (FOUR, EIGHT) else name
 
 
 def data_source(record: Mapping[str, Any], publication: Publication) -> str:
@@ -196,6 +197,8 @@ def _bits(quantization: Mapping[str, Any]) -> str:
     if quantization.get("load_in_4bit"):
         doubly = ", double quantisation" if quantization.get("bnb_4bit_use_double_quant") else ""
         return f"4 bits ({quantization.get('bnb_4bit_quant_type', 'fp4')}{doubly})"
+    if kind_of_base(quantization) == FLOAT8:
+        return "rounded to 8-bit floats (e4m3, a factor a row)"
     return "8 bits" if quantization.get("load_in_8bit") else ""
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hf_peft_recipes.card.code import call, dtype_of, literal, quantization_code
+from hf_peft_recipes.card.code import call, dtype_of, imports, literal, quantization_code
 from hf_peft_recipes.card.publication import Publication
 
 TEXT = "Your text, in the form of the training data"
@@ -56,9 +56,9 @@ def head_code(head: str, record: Mapping[str, Any], recipe: Mapping[str, Any], p
     """
     asking, data = _ASKING[head], record["data"]
     quantization = recipe.get("quantization") if publication.has_adapter else None
-    classes = f"{asking.model_class}, AutoTokenizer" + (", BitsAndBytesConfig" if quantization else "")
     lines = ["from peft import PeftModel"] if publication.has_adapter else []
-    lines += [f"from transformers import {classes}", ""]
+    classes = sorted([asking.model_class, "AutoTokenizer"])
+    lines += [*imports(quantization, *classes), ""]
     options = [f'dtype="{dtype_of(recipe) if publication.has_adapter else "auto"}"', 'device_map="auto"']
     if quantization:
         lines.append(quantization_code(quantization))

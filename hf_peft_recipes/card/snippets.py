@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hf_peft_recipes.card.code import call, dtype_of, literal, quantization_code
+from hf_peft_recipes.card.code import call, dtype_of, imports, literal, quantization_code
 from hf_peft_recipes.card.head_snippets import head_code
 from hf_peft_recipes.card.publication import Publication
 from hf_peft_recipes.spec.objectives import OBJECTIVES
+from hf_peft_recipes.spec.quantized import EIGHT, FLOAT8, FOUR, kind_of_base
 
 PROMPT = "Your prompt, in the form of the training data"
 TEXT_PROMPT = "The beginning of a text"
@@ -72,8 +73,7 @@ class _Asked:
 
 def _with_peft(recipe: Mapping[str, Any], publication: Publication, asked: _Asked) -> Snippet:
     quantization = recipe.get("quantization")
-    classes = "AutoModelForCausalLM, AutoTokenizer" + (", BitsAndBytesConfig" if quantization else "")
-    lines = ["from peft import PeftModel", f"from transformers import {classes}", ""]
+    lines = ["from peft import PeftModel", *imports(quantization, "AutoModelForCausalLM", "AutoTokenizer"), ""]
     options = [f'dtype="{dtype_of(recipe)}"', 'device_map="auto"']
     if publication.base_revision:
         options.insert(0, f'revision="{publication.base_revision}"')
@@ -104,20 +104,20 @@ def _with_peft(recipe: Mapping[str, Any], publication: Publication, asked: _Aske
         'answer = output[0, inputs["input_ids"].shape[1] :]',
         "print(tokenizer.decode(answer, skip_special_tokens=True))",
     ]
-    title = "PEFT, on the same 4-bit base as in training" if quantization else "PEFT"
+    kind = {FOUR: "4-bit", EIGHT: "8-bit", FLOAT8: "float8"}.get(str(kind_of_base(quantization)))
+    title = f"PEFT, on the same {kind} base as in training" if kind else "PEFT"
     return Snippet(title, "python", "\n".join(lines))
 
 
 def _with_transformers(recipe: Mapping[str, Any], publication: Publication, asked: _Asked) -> Snippet:
     quantization = recipe.get("quantization") if publication.has_adapter else None
-    classes = "AutoModelForCausalLM, AutoTokenizer" + (", BitsAndBytesConfig" if quantization else "") + ", pipeline"
     dtype = dtype_of(recipe) if publication.has_adapter else "auto"
     options = [f'dtype="{dtype}"', 'device_map="auto"']
     if quantization:
         options.append("quantization_config=quantization")
     asks = json.dumps(asked.messages, ensure_ascii=False) if asked.has_template else literal(asked.plain)
     lines = [
-        f"from transformers import {classes}",
+        *imports(quantization, "AutoModelForCausalLM", "AutoTokenizer", "pipeline"),
         "",
         *([quantization_code(quantization)] if quantization else []),
         call("model = AutoModelForCausalLM.from_pretrained", [f'"{publication.repo_id}"', *options]),
@@ -151,7 +151,8 @@ def _vllm_serve(recipe: Mapping[str, Any], publication: Publication) -> str | No
     words += [f"--revision {publication.base_revision}"] if publication.base_revision else []
     words += [f"--tokenizer {publication.repo_id}"] if end else []
     words += ["--dtype bfloat16"] if dtype_of(recipe) != "float16" else ["--dtype float16"]
-    words += ["--quantization bitsandbytes"] if recipe.get("quantization") else []
+    # What vLLM makes of `--quantization fp8` rounds activations too: another base than the one that was trained on.
+    words += ["--quantization bitsandbytes"] if kind_of_base(recipe.get("quantization")) in (FOUR, EIGHT) else []
     words += [f"--enable-lora --max-lora-rank {limit}", f"--lora-modules {publication.name}={publication.repo_id}"]
     return " \\\n  ".join(words)
 

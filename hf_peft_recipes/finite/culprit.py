@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from accelerate.utils import gather_object
 
+from hf_peft_recipes.float8 import is_float8, whole
+
 _T = TypeVar("_T")
 
 Fed = tuple[Mapping[str, Any], dict[str, Any]]
@@ -142,4 +144,6 @@ def _tensors(output: Any) -> Iterator[torch.Tensor]:
 
 def _is_finite(tensor: torch.Tensor) -> bool:
     local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    # torch cannot ask 8-bit floats themselves.
+    local = whole(local, local.dtype) if is_float8(local) else local
     return not local.is_floating_point() or bool(torch.isfinite(local).all())

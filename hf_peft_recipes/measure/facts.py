@@ -23,17 +23,20 @@ PACKAGES = (
     "huggingface_hub",
     "tokenizers",
 )
+OPTIONAL = ("torchao",)
+"""Of extras, named where they are installed."""
 
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of the packages that decide what a run does, Python's among them."""
     versions = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *OPTIONAL):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             # A checkout on PYTHONPATH has no distribution.
-            versions[package] = "not installed"
+            if package in PACKAGES:
+                versions[package] = "not installed"
     return versions
 
 

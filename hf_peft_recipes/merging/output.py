@@ -14,6 +14,7 @@ from hf_peft_recipes import results
 from hf_peft_recipes.certificate import write_statement
 from hf_peft_recipes.errors import RecipeError, UserError
 from hf_peft_recipes.fingerprint import FINGERPRINT_FILE
+from hf_peft_recipes.float8 import stored_parts
 from hf_peft_recipes.merging.request import MERGE_FILE, MergeRequest, check_free_bytes, check_target, find_converter
 from hf_peft_recipes.results import RECIPE_FILE, write_text
 
@@ -82,7 +83,8 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 def size_bytes(model: Any) -> int:
     """Return what the model's weights take on a disk, each shared one counted once."""
-    tensors = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values() if hasattr(tensor, "nbytes")}
+    kept = [tensor for tensor in model.state_dict().values() if hasattr(tensor, "nbytes")]
+    tensors = {part.data_ptr(): part.nbytes for tensor in kept for part in stored_parts(tensor)}
     return sum(tensors.values())
 
 

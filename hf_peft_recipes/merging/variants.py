@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from hf_peft_recipes import adapters, models
+from hf_peft_recipes import adapters, models, quantizers
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.heads import find_head
 from hf_peft_recipes.merging.request import VARIANT_NAMES
 from hf_peft_recipes.spec import ResolvedRecipe
+from hf_peft_recipes.spec.quantized import section_of
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,9 @@ def build(name: str, recipe: ResolvedRecipe, adapter: Path, loading: Mapping[str
     model_class, kept = find_head(recipe.objective).model_class(), quantization if variant.dequantizes else None
     base = models.load_base(model_class, recipe.section("model"), kept, loading)
     if getattr(base, "hf_quantizer", None) is not None:
-        quantization = quantization or _arguments(base.config.quantization_config)
-        # What comes out of 4 bits has the type that the files were made in, the rest that which the run asked for.
-        base = base.dequantize().to(base.get_input_embeddings().weight.dtype)
+        quantization = quantization or section_of(base.config.quantization_config.to_dict())
+        # What is made whole has the type that the files were made in, the rest that which the run asked for.
+        base = quantizers.dequantize(base).to(base.get_input_embeddings().weight.dtype)
         _forget_quantized_files(base)
     # Of the names as they will be again once the adapter is gone.
     dtypes = {key: parameter.dtype for key, parameter in base.named_parameters()}
@@ -137,8 +138,3 @@ def _forget_quantized_files(model: Any) -> None:
         model._weight_conversions = [
             conversion for conversion, drop in zip(conversions, of_quantizer, strict=True) if not drop
         ]
-
-
-def _arguments(quantization_config: Any) -> dict[str, Any]:
-    given: dict[str, Any] = quantization_config.to_dict()
-    return {key: value for key, value in given.items() if not key.startswith("_") and key != "quant_method"}

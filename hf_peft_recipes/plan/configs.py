@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_peft_recipes.errors import UserError, did_you_mean
+from hf_peft_recipes.spec.quantized import BITSANDBYTES, EIGHT, FLOAT8, FOUR, TORCHAO, kind_of_base, section_of
 
 
 def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
@@ -52,9 +53,10 @@ class Quantization:
     """How the files of a base are quantised already."""
 
     bits: int
-    """4 or 8 where bitsandbytes did it, 0 for another way."""
+    """4 or 8 where bitsandbytes did it, 8 where torchao made 8-bit floats, 0 for another way."""
     double: bool
     method: str
+    float8: bool = False
 
 
 def read_quantization(config: Mapping[str, Any]) -> Quantization | None:
@@ -62,10 +64,10 @@ def read_quantization(config: Mapping[str, Any]) -> Quantization | None:
     section = config.get("quantization_config")
     if not isinstance(section, Mapping):
         return None
-    bits = 4 if section.get("load_in_4bit") else 8 if section.get("load_in_8bit") else 0
-    method = str(section.get("quant_method") or ("bitsandbytes" if bits else "an unknown method"))
-    bits = bits if method == "bitsandbytes" else 0
-    return Quantization(bits, bool(section.get("bnb_4bit_use_double_quant")), method)
+    kind = kind_of_base(section_of(section))
+    method = str(section.get("quant_method") or (BITSANDBYTES if kind else "an unknown method"))
+    bits = {FOUR: 4, EIGHT: 8, FLOAT8: 8}.get(kind or "", 0) if method in (BITSANDBYTES, TORCHAO) else 0
+    return Quantization(bits, bool(section.get("bnb_4bit_use_double_quant")), method, kind == FLOAT8)
 
 
 def config_values(config: Any) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from hf_peft_recipes.plan.shapes import ARCHITECTURES, Shape, Tensor, four_bit_b
 from hf_peft_recipes.plan.sizes import FLOAT32
 from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.spec.objectives import OBJECTIVES, objective_facts
+from hf_peft_recipes.spec.quantized import FLOAT8, FOUR, kind_of_base
 from hf_peft_recipes.spec.recompute import NOTHING, Recompute, read_recompute
 
 # It looks at data, and brings along what reads them.
@@ -53,6 +54,8 @@ class Job:
     autocast_bytes: int | None
     bits: int
     """4 or 8 where the base is quantised, else 0."""
+    float8: bool
+    """Whether 8 bits are torchao's floats, and not whole numbers of bitsandbytes."""
     double_quantized: bool
     adapter: Mapping[str, Any] | None
     length: int
@@ -126,12 +129,13 @@ class Job:
 
     @property
     def own_lora(self) -> bool:
-        """Whether plain LoRA layers are functions of our own: those of a frozen base that is whole or in 4 bits.
+        """Whether plain LoRA layers are functions of our own: not those of a frozen base in whole numbers of 8 bits.
 
         Without autocast they are where the base is as precise as the adapter.
         """
         adapter = self.adapter or {}
-        plain = str(adapter.get("peft_type")).upper() == "LORA" and not adapter.get("use_dora") and self.bits != 8
+        plain = str(adapter.get("peft_type")).upper() == "LORA" and not adapter.get("use_dora")
+        plain = plain and (self.bits != 8 or self.float8)
         return self.on_cpu and self.speed and plain and (self.autocast_bytes is not None or self.item_bytes == FLOAT32)
 
     @property
@@ -236,7 +240,7 @@ class Job:
                     return f"{name} on experts"
             if self.adapter.get("use_dora") and (self.bits or self.adapter.get("lora_dropout")):
                 return "use_dora on a quantised base" if self.bits else "use_dora with lora_dropout"
-        if self.bits == 8 and self.item_bytes != 2:
+        if self.bits == 8 and not self.float8 and self.item_bytes != 2:
             return "a base in 8 bits beside float32"
         if self.arguments.get("use_liger_kernel"):
             return "use_liger_kernel"
@@ -279,10 +283,11 @@ def make_job(
         raise UserError(f"unknown sharding {sharding!r} (known: {', '.join(SHARDINGS)})")
     training, model = recipe.section("training") or {}, recipe.section("model") or {}
     quantization = recipe.section("quantization") or {}
-    bits = 4 if quantization.get("load_in_4bit") else 8 if quantization.get("load_in_8bit") else 0
+    kind = kind_of_base(quantization)
+    bits, float8 = {None: 0, FOUR: 4}.get(kind, 8), kind == FLOAT8
     double = bool(quantization.get("bnb_4bit_use_double_quant"))
     if prequantized := read_quantization(config):
-        bits, double = prequantized.bits, prequantized.double
+        bits, float8, double = prequantized.bits, prequantized.float8, prequantized.double
     stated = ITEM_BYTES.get(str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch."), 4)
     autocast = 2 if training.get("bf16") or training.get("fp16") else None
     asked = model.get("dtype")
@@ -297,6 +302,7 @@ def make_job(
         stored_item_bytes=ITEM_BYTES.get(str(stored), stated),
         autocast_bytes=autocast,
         bits=bits,
+        float8=float8,
         double_quantized=double,
         prequantized=prequantized is not None,
         adapter=recipe.section("adapter"),

@@ -23,11 +23,18 @@ class LinearSizes:
     """A `Weight`, or the value that was made of one."""
     bias: Weight | None = None
     bits: int = 0
-    """4 or 8 where the weight is quantised."""
+    """4 or 8 where bitsandbytes quantised the weight."""
     lora: tuple[Weight, Weight] | None = None
     dropout: bool = False
     magnitude: Weight | None = None
     """DoRA's."""
+    float8: bool = False
+    """Whether the weight is in 8-bit floats."""
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the weight is made whole for its product."""
+        return bool(self.bits) or self.float8
 
     def added(self) -> list[Weight]:
         """Return what the adapter has of its own."""
@@ -45,6 +52,8 @@ class Walk(Operations):
         rows = x.elements // linear.inputs
         if linear.bits == 8:
             return self._product_8bit(x, linear, rows)
+        if linear.float8:
+            return self._product_float8(x, linear, rows)
         x = self.cast(x, self.autocast) if self.autocast else x
         if linear.bits == 4:
             return self._product_4bit(x, linear, rows)
@@ -77,6 +86,31 @@ class Walk(Operations):
             return [made]
 
         return self.make(rows * linear.outputs, itemsize, [x], backward)
+
+    def _product_float8(self, x: Value, linear: LinearSizes, rows: int) -> Value:
+        """Return the product of `float8.Product`, which keeps nothing but the input's dtype."""
+        elements, itemsize = x.elements, x.itemsize
+        width = self.autocast or itemsize
+        given = self._flat(x, width)
+        weight = self._float8_whole(linear, linear.weight.itemsize, width)
+
+        def backward(g: Value) -> list[Value | None]:
+            weight = self._float8_whole(linear, g.itemsize, g.itemsize)
+            made = self.fresh(elements, g.itemsize)
+            del weight
+            return [self._flat(made, itemsize)]
+
+        out = self.make(rows * linear.outputs, width, [x], backward)
+        del given, weight
+        return out if linear.bias is None else self.unary(out)
+
+    def _float8_whole(self, linear: LinearSizes, *widths: int) -> Value:
+        """Return a weight in 8-bit floats made whole: in float32, then in each of these, the one before beside it."""
+        with self.ledger.making("dequantization"):
+            weight = self.fresh(linear.inputs * linear.outputs, FLOAT32)
+            for width in widths:
+                weight = self._flat(weight, width)
+        return weight
 
     def _product_8bit(self, x: Value, linear: LinearSizes, rows: int) -> Value:
         """Return the product of bitsandbytes' `MatMul8bitLt`, on a CPU `MatMul8bitFp`; both keep `x` to the end."""
@@ -220,6 +254,8 @@ class Walk(Operations):
     def _whole(self, linear: LinearSizes, width: int) -> Any:
         """Return the weight that a product is made with, `Way.weight`."""
         weight = linear.weight
+        if linear.float8:
+            return self._float8_whole(linear, width)
         if linear.bits == 4:
             with self.ledger.making("dequantization"):
                 weight = self.fresh(linear.inputs * linear.outputs, 2)

@@ -1,13 +1,17 @@
-"""Layers of bitsandbytes on the meta device: sizes as in its own code, which needs weights with content."""
+"""Quantised layers on the meta device: bitsandbytes' by the sizes in its own code, which needs weights with content."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from hf_peft_recipes import quantizers
+from hf_peft_recipes.float8 import is_float8, stored_parts
 from hf_peft_recipes.plan.job import Job
+from hf_peft_recipes.spec.quantized import FLOAT8_TYPE, TORCHAO
 
 DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 """Bytes of an element to the dtype that stands for them."""
@@ -51,12 +55,18 @@ class _Product8Bit(torch.autograd.Function):
 
 
 def quantize_layers(model: Any, job: Job) -> None:
-    """Put 4-bit or 8-bit layers of bitsandbytes in place of the linear ones, but for the head, as transformers does.
+    """Put quantised layers in place of the linear ones, but for the head, as transformers does.
 
     Args:
         model: on the meta device.
         job: with 4 or 8 bits.
+
+    Raises:
+        UserError: what quantises is not installed.
     """
+    if job.float8:
+        _quantize_to_floats(model)
+        return
     from transformers.quantizers.quantizers_utils import get_module_from_name
 
     head, make = model.get_output_embeddings(), {4: _layer_4bit, 8: _layer_8bit}[job.bits]
@@ -72,6 +82,25 @@ def quantize_layers(model: Any, job: Job) -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     setattr(model, f"is_loaded_in_{job.bits}bit", True)
+
+
+def _quantize_to_floats(model: Any) -> None:
+    section = {"quant_method": TORCHAO, "quant_type": FLOAT8_TYPE}
+    config, head = quantizers.make_config(section), model.get_output_embeddings()
+    from torchao.quantization import Float8Tensor
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module is not head:
+            rows, columns = module.weight.shape
+            scale = torch.empty((rows, 1), device="meta")
+            numbers = torch.empty_like(module.weight, dtype=torch.float8_e4m3fn)
+            weight = Float8Tensor(numbers, scale, [1, columns], dtype=module.weight.dtype)
+            module.weight = torch.nn.Parameter(weight, requires_grad=False)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    # PEFT asks for it, to be able to merge.
+    model.hf_quantizer = SimpleNamespace(quantization_config=config)
+    quantizers.mend(model)
 
 
 def _layer_4bit(module: torch.nn.Linear, job: Job) -> Any:
@@ -135,7 +164,7 @@ def _quantization_state(elements: int, double: bool) -> Any:
 
 
 def quantization_tensors(model: Any) -> Iterator[torch.Tensor]:
-    """Yield what quantised weights bring along beside themselves.
+    """Yield what quantised weights bring along beside themselves; of those in 8-bit floats, all that they are.
 
     Args:
         model: as `quantize_layers` left it.
@@ -144,6 +173,8 @@ def quantization_tensors(model: Any) -> Iterator[torch.Tensor]:
         if (rows := getattr(getattr(module, "state", None), "SCB", None)) is not None:
             yield rows
     for parameter in model.parameters():
+        if is_float8(parameter):
+            yield from stored_parts(parameter)
         state = getattr(parameter, "quant_state", None)
         for holder in (state, getattr(state, "state2", None)):
             for tensor in (

@@ -244,7 +244,7 @@ def _walk(job: Job, shape: Shape) -> tuple[StepSizes, Ledger]:
         saved,
         saved,
         ledger.made_bytes - before,
-        max((linear.inputs * linear.outputs for linear in model.linears.values() if linear.bits), default=0),
+        max((linear.inputs * linear.outputs for linear in model.linears.values() if linear.quantized), default=0),
         model.gradient_bytes,
         max(layer, shape.vocabulary * shape.hidden),
         tuple(model.trained),

@@ -28,6 +28,7 @@ from hf_peft_recipes.objectives import find_objective
 from hf_peft_recipes.plan.documents import Documents
 from hf_peft_recipes.plan.job import Job
 from hf_peft_recipes.spec import ResolvedRecipe
+from hf_peft_recipes.spec.quantized import section_of
 from hf_peft_recipes.speed import speed_up
 from hf_peft_recipes.upstream_noise import quiet
 
@@ -133,8 +134,7 @@ def _model(job: Job, recipe: ResolvedRecipe, layers: int, task_type: str) -> Any
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=job.attention)
     # A base whose files are quantised says how in its config.
     told = job.config.get("quantization_config") or {}
-    stored = {key: told[key] for key in told if key.startswith(("load_in_", "bnb_", "llm_int8_"))}
-    if quantization := recipe.section("quantization") or stored:
+    if quantization := recipe.section("quantization") or section_of(told):
         model = quantize(model, quantization)
     if job.adapter:
         model = add_adapter(

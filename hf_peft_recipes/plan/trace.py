@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import filterfalse
 from typing import Any
 from unittest import mock
 
@@ -20,6 +21,7 @@ from trl.kernels import chunked_logprob
 
 from hf_peft_recipes.adapters import add_adapter
 from hf_peft_recipes.errors import UserError, did_you_mean
+from hf_peft_recipes.float8 import is_float8
 from hf_peft_recipes.methods import settings
 from hf_peft_recipes.plan.job import Job
 from hf_peft_recipes.plan.live import LiveBytes
@@ -55,7 +57,7 @@ def trace_step(job: Job) -> Traced:
     """
     model = build(job)
     live = LiveBytes()
-    live.hold([*model.parameters(), *model.buffers()])
+    live.hold([*filterfalse(is_float8, model.parameters()), *model.buffers()])
     live.hold(quantization_tensors(model))
     weights = live.live_bytes
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

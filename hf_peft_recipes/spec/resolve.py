@@ -93,9 +93,9 @@ def resolve(composition: Composition, overrides: Sequence[Override], facts: Mapp
     entries = Entries(composition.entries)
     if entries.value("objective") is None:
         raise UserError(f"recipe {composition.name!r} has no objective")
-    named = [override for override in overrides if override.name in ("peft_type", "adapter.peft_type")]
+    named = [override for override in overrides if override.name.rpartition(".")[2] in ("peft_type", "quant_method")]
     if named:
-        _exchange_adapter(entries, _place(named, entries, section_fields(entries)))
+        _exchange_class(entries, _place(named, entries, section_fields(entries)))
     flags = _place(overrides, entries, section_fields(entries))
     fields = section_fields(_over(entries, flags))
     entries = Entries({renamed(path, fields): entry for path, entry in entries.items()})
@@ -119,11 +119,16 @@ def resolve(composition: Composition, overrides: Sequence[Override], facts: Mapp
     return ResolvedRecipe(composition.name, composition.summary, entries, rules, chosen, sources)
 
 
-def _exchange_adapter(entries: Entries, named: Mapping[Path, Entry]) -> None:
-    """Put another type of adapter in the place of the recipe's; of its keys those stay that the new one has too."""
-    entries.update(named)
-    known = section_fields(entries)["adapter"]
-    for path in [path for path in entries if path[0] == "adapter" and len(path) > 1 and path[1] not in known]:
+def _exchange_class(entries: Entries, named: Mapping[Path, Entry]) -> None:
+    """Put another type of adapter, or another who quantises, in the place of the recipe's.
+
+    Of the section's keys those stay that the new class has too.
+    """
+    for path, entry in named.items():
+        entries.put(path, entry)
+    known = section_fields(entries)
+    sections = {path[0] for path in named}
+    for path in [path for path in entries if path[0] in sections and len(path) > 1 and path[1] not in known[path[0]]]:
         entries.drop(path)
 
 

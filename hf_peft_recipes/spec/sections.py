@@ -7,6 +7,7 @@ from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.redaction import redact
 from hf_peft_recipes.spec import upstream
 from hf_peft_recipes.spec.entries import Entries, Path
+from hf_peft_recipes.spec.quantized import FLOAT8_TYPE, method_of
 from hf_peft_recipes.spec.recompute import read_recompute
 from hf_peft_recipes.spec.upstream import Field
 
@@ -82,6 +83,7 @@ _ADAPTER_FIELDS = {
 
 CHOICES: dict[Path, tuple[Any, ...]] = {
     ("speed",): ("auto", "off"),
+    ("quantization", "quant_type"): (FLOAT8_TYPE,),
     ("certify",): ("auto", "off"),
     ("allow_code_execution",): (True, False),
     ("feedback", "engine"): ("transformers", "vllm", "server"),
@@ -108,6 +110,7 @@ _LOSS = "use data.loss_on (auto, assistant, last_turn, completion, all)"
 _HUB = "use the command line's --push_to_hub and --hub_model_id, or `result.push_to_hub(…)`"
 _TOKEN = "a token never stands in a recipe or a flag: set HF_TOKEN or run `hf auth login`"
 _OURS = "the run sets it itself"
+_WHOLE_ENDS = "embedding and head stay whole, as under bitsandbytes"
 
 OWNED_FIELDS: dict[Path, str] = {
     ("training", "output_dir"): _OUTPUT,
@@ -147,6 +150,8 @@ OWNED_FIELDS: dict[Path, str] = {
     ("adapter", "peft_version"): _OURS,
     ("adapter", "total_step"): "the run knows how many steps it has",
     ("model", "pretrained_model_name_or_path"): "use model.name_or_path",
+    ("quantization", "include_input_output_embeddings"): _WHOLE_ENDS,
+    ("quantization", "untie_embedding_weights"): _WHOLE_ENDS,
     ("model", "quantization_config"): "use the section `quantization`",
     ("model", "token"): _TOKEN,
     ("model", "use_safetensors"): "only safetensors are loaded",
@@ -172,15 +177,15 @@ FLAG_ALIASES: dict[str, Path] = {
 
 
 def section_fields(entries: Entries) -> dict[str, Mapping[str, Field]]:
-    """Return, for each section of a recipe, the keys that it takes, given its objective and PEFT type.
+    """Return, for each section of a recipe, the keys that it takes, given its objective, PEFT type and who quantises.
 
     Raises:
-        UserError: an unknown objective or peft_type.
+        UserError: an unknown objective, peft_type or quant_method.
     """
     objective, peft_type = entries.value("objective"), entries.value("adapter", "peft_type")
     fields: dict[str, Mapping[str, Field]] = {
         "model": {"name_or_path": Field("str"), **upstream.model_fields()},
-        "quantization": upstream.quantization_fields(),
+        "quantization": upstream.quantization_fields(method_of(entries.section("quantization"))),
         "adapter": {**_ADAPTER_FIELDS, **upstream.adapter_fields(peft_type)} if peft_type else {},
         "training": upstream.training_fields(objective),
         **HOUSE_FIELDS,

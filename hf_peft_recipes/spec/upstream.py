@@ -13,7 +13,11 @@ from pathlib import Path
 from hf_peft_recipes.errors import UserError, did_you_mean
 from hf_peft_recipes.spec.objectives import objective_facts
 
-QUANTIZATION_CLASS = "transformers.utils.quantization_config.BitsAndBytesConfig"
+QUANTIZATION_CLASSES = {
+    "bitsandbytes": "transformers.utils.quantization_config.BitsAndBytesConfig",
+    "torchao": "transformers.utils.quantization_config.TorchAoConfig",
+}
+"""By `quant_method`, as a config.json names who quantises."""
 
 RENAMES = {
     # transformers 5.23 renamed it and warns about the old name; 5.17 knows the old one only.
@@ -72,9 +76,20 @@ def adapter_class(peft_type: str) -> str:
 
 
 @cache
-def quantization_fields() -> dict[str, Field]:
-    """Return the keyword arguments of `BitsAndBytesConfig`, by name."""
-    return _parameters(_find_class(QUANTIZATION_CLASS)[0], "__init__")
+def quantization_fields(method: str) -> dict[str, Field]:
+    """Return the keyword arguments of the configuration of who quantises, by name, and who that is.
+
+    Args:
+        method: a key of `QUANTIZATION_CLASSES`.
+
+    Raises:
+        UserError: nobody of that name quantises here.
+    """
+    if method not in QUANTIZATION_CLASSES:
+        known = ", ".join(QUANTIZATION_CLASSES)
+        hint = did_you_mean(method, QUANTIZATION_CLASSES)
+        raise UserError(f"quantization.quant_method {method!r} is not known here{hint} (known: {known})")
+    return {"quant_method": Field("str"), **_parameters(_find_class(QUANTIZATION_CLASSES[method])[0], "__init__")}
 
 
 @cache

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from hf_peft_recipes.float8 import is_float8, is_weight_only, whole
+
 _logger = logging.getLogger(__name__)
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 """float16 is left to PEFT: its adapters work in float32, where nothing overflows."""
@@ -44,6 +46,8 @@ class Way(NamedTuple):
     def weight(self) -> torch.Tensor:
         """Return the base's weight, of shape (outputs, inputs); one in four bits holds until the next is asked for."""
         weight: Any = self.base.weight
+        if is_float8(weight):
+            return whole(weight, self.dtype)
         state = getattr(weight, "quant_state", None)
         return weight.to(self.dtype) if state is None else _dequantized(weight, state, self.dtype)
 
@@ -139,8 +143,9 @@ class LoraLinear(torch.autograd.Function):
 def install(model: Any) -> bool:
     """Let each plain LoRA layer over a frozen base be one function; return whether there is any.
 
-    DoRA and other variants, trained bases, biases of their own, quantisation of another kind than NF4 keep to PEFT's
-    way; so does, at any moment, a layer whose adapter is merged or disabled, or one of several that are active.
+    DoRA and other variants, trained bases, biases of their own, quantisation of another kind than NF4 and 8-bit floats
+    keep to PEFT's way; so does, at any moment, a layer whose adapter is merged or disabled, or one of several that are
+    active.
     """
     found = [module for module in model.modules() if is_plain(module)]
     for layer in found:
@@ -220,8 +225,10 @@ def is_plain(layer: Any) -> bool:
     """Return whether a module is a LoRA layer over a frozen base of a kind that is known here."""
     from peft.tuners import lora
 
-    if type(layer) is lora.Linear:
+    if type(layer) is lora.Linear or type(layer).__name__ == "TorchaoLoraLinear":
         if type(layer.base_layer) is not torch.nn.Linear or layer.fan_in_fan_out:
+            return False
+        if type(layer) is not lora.Linear and not is_weight_only(layer.base_layer.weight):
             return False
     elif type(layer) is not getattr(lora, "Linear4bit", None) or not _is_nf4(layer.base_layer):
         return False
