@@ -96,6 +96,9 @@ def test_rules_choose_by_device_with_a_reason():
     assert "dense mask" in batch["reason"]
     assert on_cpu["model"]["dtype"]["value"] == "float32"
     assert get_recipe("qlora", device=gpu).resolved.value("training.use_cpu") is None
+    # Pinned memory is what a copy may go on from by itself.
+    for device, config in ((cpu, None), (gpu, {"non_blocking": True})):
+        assert get_recipe("lora", device=device).resolved.value("training.accelerator_config") == config
     assert get_recipe("lora", device="T4").resolved.value("training.fp16") is True
 
 
