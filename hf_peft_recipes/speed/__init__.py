@@ -4,13 +4,24 @@ from importlib import import_module
 from typing import Any
 
 PATHS = {
-    "document_attention": ("hf_peft_recipes.speed.attention", ("cpu",)),
-    "loss_head": ("hf_peft_recipes.speed.loss_head", ("cpu",)),
+    "document_attention": ("hf_peft_recipes.speed.attention", ("cpu", "cuda")),
+    "loss_head": ("hf_peft_recipes.speed.loss_head", ("cpu", "cuda")),
     # The block takes what its layers would do; where it cannot, they do it, each alone.
-    "lora_linear": ("hf_peft_recipes.speed.lora_linear", ("cpu",)),
-    "gated_mlp": ("hf_peft_recipes.speed.gated_mlp", ("cpu",)),
+    "lora_linear": ("hf_peft_recipes.speed.lora_linear", ("cpu", "cuda")),
+    "gated_mlp": ("hf_peft_recipes.speed.gated_mlp", ("cpu", "cuda")),
 }
 """Path to its module, and the kinds of device that it serves."""
+
+ATTENTION = {("cuda", 2): "varlen"}
+"""Kind of device and bytes of a number to what attends to packed documents there; elsewhere `by_document`."""
+
+HEAD_TOKENS = {"cpu": 128}
+"""Tokens whose logits the loss head makes at a time, by kind of device.
+
+Measured on two cores with a vocabulary of 49,152: 64 reads the head too often, 512 no longer fits the caches.
+"""
+HEAD_TILE = 4096 * 32768
+"""Logits that the loss head makes at a time elsewhere: as many as TRL's own head holds; no other number was tried."""
 
 
 def speed_up(model: Any, device_kind: str) -> list[str]:
@@ -21,5 +32,40 @@ def speed_up(model: Any, device_kind: str) -> list[str]:
         device_kind: `cpu`, `cuda` or `mps`.
     """
     return [
-        name for name, (module, kinds) in PATHS.items() if device_kind in kinds and import_module(module).install(model)
+        name
+        for name, (module, _) in PATHS.items()
+        if serves(name, device_kind) and import_module(module).install(model)
     ]
+
+
+def serves(path: str, device_kind: str) -> bool:
+    """Return whether a path serves a kind of device.
+
+    Args:
+        path: of `PATHS`.
+        device_kind: `cpu`, `cuda` or `mps`.
+    """
+    return device_kind in PATHS[path][1]
+
+
+def attention_kernel(device_kind: str, item_bytes: int) -> str:
+    """Return what attends to packed documents: `varlen`, or `by_document`, which serves everywhere.
+
+    Args:
+        device_kind: `cpu`, `cuda` or `mps`.
+        item_bytes: of a number of the queries.
+    """
+    return ATTENTION.get((device_kind, item_bytes), "by_document")
+
+
+def head_tokens(device_kind: str, vocabulary: int) -> int:
+    """Return of how many tokens the loss head makes the logits at a time.
+
+    Args:
+        device_kind: `cpu`, `cuda` or `mps`.
+        vocabulary: of the head.
+    """
+    if device_kind in HEAD_TOKENS:
+        return HEAD_TOKENS[device_kind]
+    # Whole tiles of the kernels that multiply.
+    return max(HEAD_TILE // vocabulary // 128 * 128, 128)
