@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from hf_peft_recipes.speed.nf4 import dequantize
+
 _logger = logging.getLogger(__name__)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 """float16 is left to PEFT: its adapters work in float32, where nothing overflows."""
@@ -45,7 +47,7 @@ class Way(NamedTuple):
         """Return the base's weight, of shape (outputs, inputs); one in four bits holds until the next is asked for."""
         weight: Any = self.base.weight
         state = getattr(weight, "quant_state", None)
-        return weight.to(self.dtype) if state is None else _dequantized(weight, state, self.dtype)
+        return weight.to(self.dtype) if state is None else dequantize(weight, state, self.dtype)
 
     def forth(self, x: torch.Tensor, dropped: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> Any:
         """Return the output of shape (tokens, outputs), and the adapter's inner state of shape (tokens, rank).
@@ -233,22 +235,6 @@ def is_plain(layer: Any) -> bool:
 def _is_nf4(base: Any) -> bool:
     state = getattr(getattr(base, "weight", None), "quant_state", None)
     return type(base).__name__ == "Linear4bit" and state is not None and state.quant_type == "nf4"
-
-
-_buffers: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
-"""Where a GPU makes weights in four bits whole, one at a time."""
-
-
-def _dequantized(weight: Any, state: Any, dtype: torch.dtype) -> torch.Tensor:
-    from bitsandbytes.functional import dequantize_4bit
-
-    if weight.device.type != "cuda":
-        # The kernel of a CPU makes its result itself.
-        return dequantize_4bit(weight, state).view(state.shape).to(dtype)
-    key, size = (weight.device, state.dtype), state.shape.numel()
-    if key not in _buffers or _buffers[key].numel() < size:
-        _buffers[key] = torch.empty(size, device=weight.device, dtype=state.dtype)
-    return dequantize_4bit(weight, state, out=_buffers[key][:size].view(state.shape)).view(state.shape).to(dtype)
 
 
 @functools.cache

@@ -1,0 +1,112 @@
+"""Weights in four bits made whole: as bitsandbytes makes them, in one room, and by one kernel."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+from hf_peft_recipes.speed import nf4
+
+SHAPES = [(64, 64), (130, 30), (7, 10), (96, 576)]
+
+
+def quantized(shape=(64, 64), dtype=torch.bfloat16, nested=True, kind="nf4"):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return quantize_4bit(weight, blocksize=64, compress_statistics=nested, quant_type=kind)
+
+
+@pytest.fixture(autouse=True)
+def no_rooms(monkeypatch):
+    monkeypatch.setattr(nf4, "_buffers", {})
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_on_a_cpu_bitsandbytes_makes_it(nested, dtype):
+    weight, state = quantized(nested=nested)
+    assert torch.equal(nf4.dequantize(weight, state, dtype), dequantize_4bit(weight, state).to(dtype))
+    assert not nf4._buffers
+
+
+def test_the_kernel_is_for_double_quantised_nf4():
+    assert nf4.is_double_quantized(*quantized())
+    assert not nf4.is_double_quantized(*quantized(nested=False))
+    assert not nf4.is_double_quantized(*quantized(kind="fp4"))
+    weight, state = quantized()
+    assert not nf4.is_double_quantized(weight.flatten().view(torch.bfloat16), state)
+
+
+def test_one_room_serves_every_weight_and_grows():
+    device = torch.device("cpu")
+    small = nf4.buffer(device, torch.Size((4, 6)), torch.float32)
+    assert small.shape == (4, 6) and small.dtype == torch.float32 and small.is_contiguous()
+    other = nf4.buffer(device, torch.Size((6, 8)), torch.bfloat16)
+    assert other.data_ptr() == small.data_ptr() and other.dtype == torch.bfloat16
+    large = nf4.buffer(device, torch.Size((4, 7)), torch.float32)
+    (room,) = nf4._buffers.values()
+    assert len(room) == 4 * 7 * 4 and room.data_ptr() == large.data_ptr()
+    assert nf4.buffer(device, torch.Size((4, 6)), torch.float32).data_ptr() == large.data_ptr()
+
+
+KERNEL = """
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from hf_peft_recipes.speed import nf4
+from test_nf4 import SHAPES, quantized
+
+for shape in SHAPES:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        weight, state = quantized(shape, dtype)
+        assert nf4.is_double_quantized(weight, state)
+        out = nf4.dequantize_double(weight, state, torch.full(shape, torch.nan, dtype=dtype))
+        expected = dequantize_4bit(weight, state)
+        if dtype == torch.bfloat16:
+            # The interpreter cuts bits off where a GPU rounds.
+            state.dtype = torch.float32
+            cut = dequantize_4bit(weight, state).view(torch.int32) >> 16 << 16
+            expected = cut.view(torch.float32).to(dtype)
+        assert torch.equal(out, expected), (shape, dtype)
+    # Rounded as the state says, then brought into the dtype of the product.
+    weight, state = quantized(shape, torch.float16)
+    out = nf4.dequantize_double(weight, state, torch.empty(shape))
+    assert torch.equal(out, dequantize_4bit(weight, state).float())
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_the_kernel_makes_what_bitsandbytes_makes():
+    # Whether a kernel is interpreted is settled when it is read.
+    variables = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", KERNEL]
+    found = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]
+
+
+class OnGpu:
+    """A weight that says that it is on a GPU."""
+
+    device = torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("why", ["ours", "no Triton", "not nested"])
+def test_on_a_gpu_it_is_ours_where_it_can_be(why, monkeypatch):
+    asked = []
+    monkeypatch.setattr(nf4, "buffer", lambda device, shape, dtype: torch.empty(shape, dtype=dtype))
+    monkeypatch.setattr(nf4, "has_kernel", lambda: why != "no Triton")
+    monkeypatch.setattr(nf4, "is_double_quantized", lambda weight, state: why != "not nested")
+    monkeypatch.setattr(nf4, "dequantize_double", lambda weight, state, out: asked.append("ours") or out)
+
+    def theirs(weight, state, out):
+        asked.append("bitsandbytes")
+        assert out.dtype == state.dtype
+        return out
+
+    monkeypatch.setattr("bitsandbytes.functional.dequantize_4bit", theirs)
+    _, state = quantized((6, 10))
+    out = nf4.dequantize(OnGpu(), state, torch.float32)
+    assert asked == ["ours" if why == "ours" else "bitsandbytes"]
+    assert out.shape == (6, 10) and out.dtype == torch.float32
