@@ -1,7 +1,7 @@
 """The loss of a frozen head on the tokens that carry it, a few tokens at a time, its gradient made on the way forward.
 
-TRL 1.16 never holds the full logits either, but where there is no Triton it scores masked tokens too, holds a few
-thousand tokens' float32 logits several times over, and makes the logits once more on the way back.
+TRL 1.16 never holds the full logits either, but makes them once more on the way back. Where there is no Triton it
+scores masked tokens too, and holds a few thousand tokens' float32 logits several times over.
 """
 
 import functools
@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from trl.trainer import utils as trl_utils
 
-TOKENS_AT_A_TIME = 128
-"""Measured on two cores with a vocabulary of 49,152: 64 reads the head too often, 512 no longer fits the caches."""
+from hf_peft_recipes.speed.head_scores import SCORES, knows_kernels, score
 
 # Models that scale or cap their logits keep to TRL's own head.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
@@ -27,7 +26,7 @@ def install(model: Any) -> bool:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     upstream = vars(base).get("forward")
     fused = upstream is not None and "fused_lm_head" in inspect.signature(upstream, follow_wrapped=False).parameters
-    if not fused or not _is_plain(base):
+    if not fused or not _is_plain(base) or (_device(base).type in SCORES and not knows_kernels()):
         return False
 
     # Generation looks up in the signature what the model takes.
@@ -37,73 +36,30 @@ def install(model: Any) -> bool:
             return upstream(*inputs, **keywords)
         for name in ("fused_lm_head", "shift_labels", "num_items_in_batch"):
             keywords.pop(name, None)
-        labels = keywords.pop("labels")[:, 1:]
-        hidden = base.base_model(*inputs, **{**keywords, "use_cache": False}).last_hidden_state[:, :-1]
-        mask = labels != -100
-        scores = TokenScores.apply(hidden[mask], base.get_output_embeddings().weight, labels[mask])
-        # Scattering keeps the output tied to the model where no label is valid.
-        log_probs, entropy, is_top1 = (score.new_zeros(mask.shape).masked_scatter(mask, score) for score in scores)
+        # A model that is spread over devices begins on another one than it ends on.
+        labels = keywords.pop("labels").to(_device(base))
+        mask = labels[:, 1:] != -100
+        # Of all positions, the last of a row predicts nothing. Asked before the layers: a GPU is waited for here.
+        chosen = torch.nn.functional.pad(mask, (0, 1)).flatten().nonzero()[:, 0]
+        hidden = base.base_model(*inputs, **{**keywords, "use_cache": False}).last_hidden_state.to(_device(base))
+        rows = hidden.flatten(0, 1).index_select(0, chosen)
+        scores = score(rows, base.get_output_embeddings().weight, labels.flatten().index_select(0, chosen + 1))
+        # Putting them into place keeps the output tied to the model where no label is valid.
+        log_probs, entropy, is_top1 = (
+            one.new_zeros(labels.numel()).index_copy(0, chosen, one).view_as(labels)[:, :-1] for one in scores
+        )
+        loss = -log_probs.sum() / mask.sum().clamp(min=1)
         return trl_utils.FusedCausalLMOutput(
-            log_probs=log_probs, entropy=entropy, is_top1=is_top1, label_mask=mask, loss=-log_probs.sum() / mask.sum()
+            log_probs=log_probs, entropy=entropy, is_top1=is_top1, label_mask=mask, loss=loss
         )
 
     base.forward = forward
     return True
 
 
-class TokenScores(torch.autograd.Function):
-    """Log-probability, entropy and first place of each target, for a head that does not learn.
-
-    The gradient of a target's log-probability by its hidden state is the head's row of the target less the expected
-    row. It needs nothing from later in the graph but one factor, so it is made while the probabilities are at hand.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return, for each token, the target's log-probability, the entropy in nats, and whether it is the likeliest.
-
-        Args:
-            ctx: what backward finds again.
-            hidden: of shape (tokens, hidden size).
-            weight: of shape (vocabulary, hidden size).
-            targets: token ids of shape (tokens,).
-        """
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        weight = weight.to(dtype)
-        precise = torch.promote_types(dtype, torch.float32)
-        log_probs = hidden.new_empty(len(hidden), dtype=precise)
-        entropy, is_top1 = torch.empty_like(log_probs), torch.empty_like(log_probs, dtype=torch.bool)
-        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        # Fresh memory for every chunk would cost more than the arithmetic: the system zeroes each page of it.
-        width = (min(len(hidden), TOKENS_AT_A_TIME), len(weight))
-        logits_buffer = hidden.new_empty(width, dtype=dtype)
-        log_p_buffer, p_buffer = (hidden.new_empty(width, dtype=precise) for _ in range(2))
-        for start in range(0, len(hidden), TOKENS_AT_A_TIME):
-            some = slice(start, start + TOKENS_AT_A_TIME)
-            target = targets[some, None]
-            logits, log_p, p = (buffer[: len(target)] for buffer in (logits_buffer, log_p_buffer, p_buffer))
-            torch.mm(hidden[some].to(dtype), weight.T, out=logits)
-            torch.log_softmax(p.copy_(logits), -1, out=log_p)
-            torch.exp(log_p, out=p)
-            log_probs[some] = log_p.gather(-1, target)[:, 0]
-            is_top1[some] = log_p.argmax(-1) == targets[some]
-            entropy[some] = -torch.linalg.vecdot(p, log_p)
-            if gradient is not None:
-                # The head's row of the target less the expected row, as one product.
-                p.neg_().scatter_add_(-1, target, p.new_ones(target.shape))
-                gradient[some] = logits.copy_(p) @ weight
-        ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(entropy, is_top1)
-        return log_probs, entropy, is_top1
-
-    @staticmethod
-    def backward(ctx: Any, by_log_probs: torch.Tensor, *_: Any) -> tuple[torch.Tensor, None, None]:
-        """Return the gradient by the hidden states, given that by the log-probabilities."""
-        (gradient,) = ctx.saved_tensors
-        return gradient * by_log_probs[:, None].to(gradient.dtype), None, None
+def _device(base: Any) -> torch.device:
+    device: torch.device = base.get_output_embeddings().weight.device
+    return device
 
 
 def _is_plain(base: Any) -> bool:
