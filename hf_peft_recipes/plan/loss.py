@@ -7,11 +7,13 @@ from collections.abc import Callable
 from hf_peft_recipes.plan.linears import Walk
 from hf_peft_recipes.plan.sizes import FLOAT32, Value
 from hf_peft_recipes.plan.weights import Model
+from hf_peft_recipes.speed import head_tokens
 
-HEAD_TOKENS = 128
-"""Of our loss head at a time, `speed/loss_head.py`."""
 TILE_TOKENS, TILE_WIDTH = 4096, 32768
 """Of TRL's head at a time: `trl/kernels/chunked_logprob.py` and `_CHUNKED_LOGPROB_CHUNK_SIZE`."""
+
+_SUMS = 8
+"""Numbers that our loss head keeps of each token on a GPU, `speed/head_scores.py`."""
 
 
 def walk_loss(walk: Walk, model: Model, hidden: Value) -> Value:
@@ -31,10 +33,17 @@ def walk_loss(walk: Walk, model: Model, hidden: Value) -> Value:
     if ours:
         gradient = walk.fresh(picked, itemsize)
         with ledger.making("logits"):
-            chunk = min(tokens, HEAD_TOKENS) * width
+            some = min(tokens, head_tokens(job.device.kind, width))
+            chunk = some * width
             cast = [walk.fresh(head.elements, compute)] if head.itemsize != compute else []
-            buffers = [*cast, walk.fresh(chunk, compute), walk.fresh(chunk, FLOAT32), walk.fresh(chunk, FLOAT32)]
-            ledger.spike("logits", chunk * FLOAT32)
+            buffers = [*cast, walk.fresh(chunk, compute)]
+            if triton:
+                # TRL's kernels work in place; the product with the head is made in float32 first.
+                buffers += [walk.fresh(_SUMS * tokens, FLOAT32)]
+                ledger.spike("logits", some * shape.hidden * FLOAT32)
+            else:
+                buffers += [walk.fresh(chunk, FLOAT32), walk.fresh(chunk, FLOAT32)]
+                ledger.spike("logits", chunk * FLOAT32)
             del buffers, cast
         return walk.make(tokens, FLOAT32, [chosen], _gradient_only(walk, gradient), [gradient])
     used = min(tokens, TILE_TOKENS) * min(width, TILE_WIDTH)
