@@ -13,15 +13,17 @@ import jsonschema
 import pytest
 from conftest import ROOT
 
-from benchmarks.gpu import block, checks, contenders, kernels, part, peers, planned, smoke, throughput
+from benchmarks.gpu import ablation, block, checks, contenders, kernels, part, peers, planned, smoke, throughput
 from benchmarks.gpu.__main__ import PARTS, main
 from benchmarks.gpu.part import Ledger, Part, run_part
 from benchmarks.gpu.place import Place
-from hf_peft_recipes import list_recipes
+from benchmarks.gpu.switches import SWITCHES
+from hf_peft_recipes import list_recipes, speed
 from hf_peft_recipes.bench import shapes, suite
 from hf_peft_recipes.bench.cell import Cell, outcome, used_optimizer
 from hf_peft_recipes.device import detect_device, named_device
 from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.speed import PATHS
 
 LINE = {
     "type": "object",
@@ -165,6 +167,36 @@ def test_contenders_take_turns_and_who_is_not_there_is_named(tmp_path, models, m
     assert line["compared"]["ours"]["tokens_per_second_of_turns"] == [
         run["figures"]["tokens_per_second"] for run in line["runs"]
     ]
+
+
+@pytest.mark.slow
+def test_ablation_trains_with_and_without(tmp_path, models, monkeypatch):
+    line = one("ablation", tmp_path, models, monkeypatch)
+    assert line["status"] == "done", line
+    ours, off = ("ours", list(PATHS)), ("speed_off", [])
+    assert [(run["contender"], run["measured"]["speed"]) for run in line["runs"]] == [ours, off, ours, off]
+    compared = line["compared"]["speed_off"]
+    assert compared["same_tokens"] and compared["loss_difference"] < 0.01
+    assert {"times_as_fast", "times_the_memory"} <= set(compared)
+
+
+def test_every_faster_path_is_left_out_by_a_switch(monkeypatch):
+    monkeypatch.setattr(speed, "PATHS", dict(PATHS))
+    monkeypatch.setattr(speed, "ATTENTION", dict(speed.ATTENTION))
+    monkeypatch.setattr("hf_peft_recipes.speed.nf4.has_kernel", None)
+    left = {}
+    for name, switch in SWITCHES.items():
+        monkeypatch.setattr(speed, "PATHS", dict(PATHS))
+        switch()
+        left[name] = set(PATHS) - set(speed.PATHS)
+    assert left["speed_off"] == set(PATHS) == set().union(*(left[name] for name in left if name != "speed_off"))
+    assert left["no_lora_linear"] == {"lora_linear", "gated_mlp"} and left["no_gated_mlp"] == {"gated_mlp"}
+    assert speed.ATTENTION == {}
+    from hf_peft_recipes.speed import nf4
+
+    assert nf4.has_kernel() is False
+    tried = {name for pairs in ablation.PAIRS.values() for pair in pairs for name in pair}
+    assert tried == set(SWITCHES)
 
 
 @pytest.mark.slow_sweep
@@ -385,7 +417,7 @@ def test_who_cannot_run_is_told_apart_from_who_fails():
 
 
 def test_every_contender_can_be_built():
-    named = {name for line in throughput.RIVALS.values() for name in line} | set(peers.CONTENDERS)
+    named = {name for line in throughput.RIVALS.values() for name in line} | set(peers.CONTENDERS) | set(SWITCHES)
     assert named <= set(contenders.BUILDERS)
 
 

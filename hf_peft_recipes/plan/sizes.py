@@ -273,5 +273,7 @@ def run_backward(ledger: Ledger, root: Node | None, gradient: Value, into: Node 
             else:
                 buffers[parent] = made
                 heapq.heappush(ready, (-parent.number, parent))
+        # A gradient that was added to another one is gone before the next operation.
+        made = None
         del node
     return arrived
