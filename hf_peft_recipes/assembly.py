@@ -136,7 +136,7 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
         trainer.add_callback(Progress(lambda: phases.peak_memory_bytes("train") or 0))
     # Their shortcuts read weights that a process may hold in part.
     faster = facts.packs and recipe.value("speed") != "off" and not world.shards
-    speed = speed_up(model, detect_device().kind) if faster else []
+    speed = speed_up(model, detect_device().kind, bool(arguments.torch_compile)) if faster else []
     phases.lap("load")
     return Prepared(
         trainer, model, tokenized.renderer, tokenized.checks, data, speed, parameters, world, phases, method, rewards,

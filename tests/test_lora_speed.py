@@ -175,6 +175,28 @@ def saved_bytes(model):
     return total
 
 
+def test_who_has_replaced_a_block_or_a_layer_keeps_it(monkeypatch):
+    """As liger-kernel gives blocks its own way, before ours is installed."""
+    plain = pair()[0]
+    block = plain.base_model.model.model.layers[0].mlp
+    asked = []
+
+    def theirs(self, x):
+        asked.append(self)
+        return self.down_proj(torch.nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+    fast = copy.deepcopy(plain)
+    theirs_in = fast.base_model.model.model.layers[0].mlp
+    theirs_in.__dict__["forward"] = theirs.__get__(theirs_in, type(theirs_in))
+    layer = fast.base_model.model.model.layers[1].self_attn.q_proj
+    layer.__dict__["forward"] = (lambda self, x: asked.append(self) or type(self).forward(self, x)).__get__(layer)
+    assert lora_linear.install(fast) and gated_mlp.install(fast)
+    agree(plain, fast, 1e-5)
+    assert asked == [theirs_in, layer] and "forward" not in vars(block)
+    # Ours is known again, in a copy too.
+    assert gated_mlp.install(copy.deepcopy(fast)) and not lora_linear.is_plain(layer)
+
+
 def test_less_is_kept_for_the_way_back():
     plain, fast, _ = pair(dtype=torch.bfloat16)
     assert saved_bytes(fast) < 0.8 * saved_bytes(plain)

@@ -78,7 +78,7 @@ def test_what_the_readme_says_is_typed(command, folder):
 
 
 def test_the_table_names_parts_phases_and_what_was_assumed(command, folder):
-    text = command("plan", "lora", "--model", folder(LLAMA_8B), "--gpu", "H100").stdout
+    text = command("plan", "lora", "--model", folder(LLAMA_8B), "--gpu", "L40S").stdout
     for word in ("saved activations", "load", "evaluate", "tokens/s", "assumed", "checkpointing", "at most"):
         assert word in text
 

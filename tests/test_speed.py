@@ -10,7 +10,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from hf_peft_recipes import get_recipe
 from hf_peft_recipes.embedded import MODEL_DIR
-from hf_peft_recipes.speed import PATHS, head_scores, head_tokens, loss_head
+from hf_peft_recipes.speed import PATHS, head_scores, head_tokens, loss_head, serves, speed_up
 from hf_peft_recipes.speed.head_scores import TileScores, TokenScores
 
 
@@ -86,6 +86,12 @@ def test_a_head_that_no_kernel_is_known_for_stays_trls(heads, monkeypatch):
     monkeypatch.setattr(head_scores.chunked_logprob, "_forward_tile", lambda *inputs: tile(*inputs))
     add_fused_lm_head(heads[0])
     assert not loss_head.install(heads[0])
+
+
+def test_a_compiled_model_takes_the_paths_that_stand_outside(heads, caplog):
+    assert speed_up(heads[0], "cpu", compiled=True) == ["loss_head"]
+    assert "'lora_linear'" in caplog.text and "loss_head" not in caplog.text
+    assert all(serves(path, "cuda") for path in PATHS) and not any(serves(path, "mps") for path in PATHS)
 
 
 def test_tokens_at_a_time_by_device():

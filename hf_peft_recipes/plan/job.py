@@ -128,7 +128,7 @@ class Job:
 
     def takes(self, path: str) -> bool:
         """Return whether one of the faster paths is there for the device."""
-        return self.speed and serves(path, self.device.kind)
+        return self.speed and serves(path, self.device.kind, bool(self.arguments.get("torch_compile")))
 
     @property
     def own_head(self) -> bool:

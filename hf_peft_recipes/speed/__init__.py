@@ -1,7 +1,10 @@
 """Faster paths through a model that is ready to train, each exact to rounding; `speed: off` leaves it as it is."""
 
+import logging
 from importlib import import_module
 from typing import Any
+
+_logger = logging.getLogger(__name__)
 
 PATHS = {
     "document_attention": ("hf_peft_recipes.speed.attention", ("cpu", "cuda")),
@@ -11,6 +14,8 @@ PATHS = {
     "gated_mlp": ("hf_peft_recipes.speed.gated_mlp", ("cpu", "cuda")),
 }
 """Path to its module, and the kinds of device that it serves."""
+COMPILED = ("loss_head",)
+"""Paths that stand outside what torch compiles: all others hand a model that is compiled back to its own code."""
 
 ATTENTION = {("cuda", 2): "varlen"}
 """Kind of device and bytes of a number to what attends to packed documents there; elsewhere `by_document`."""
@@ -24,28 +29,29 @@ HEAD_TILE = 4096 * 32768
 """Logits that the loss head makes at a time elsewhere: as many as TRL's own head holds; no other number was tried."""
 
 
-def speed_up(model: Any, device_kind: str) -> list[str]:
+def speed_up(model: Any, device_kind: str, compiled: bool = False) -> list[str]:
     """Return the names of the paths that the model takes from now on.
 
     Args:
         model: ready to train, its adapter in place.
         device_kind: `cpu`, `cuda` or `mps`.
+        compiled: whether torch compiles the model around them.
     """
-    return [
-        name
-        for name, (module, _) in PATHS.items()
-        if serves(name, device_kind) and import_module(module).install(model)
-    ]
+    taken = [name for name in PATHS if serves(name, device_kind, compiled)]
+    if compiled and (left := [name for name in PATHS if serves(name, device_kind) and name not in taken]):
+        _logger.warning("torch.compile joins operations as they are, so that these paths are not taken: %s", left)
+    return [name for name in taken if import_module(PATHS[name][0]).install(model)]
 
 
-def serves(path: str, device_kind: str) -> bool:
+def serves(path: str, device_kind: str, compiled: bool = False) -> bool:
     """Return whether a path serves a kind of device.
 
     Args:
         path: of `PATHS`.
         device_kind: `cpu`, `cuda` or `mps`.
+        compiled: whether torch compiles the model around it.
     """
-    return device_kind in PATHS[path][1]
+    return device_kind in PATHS[path][1] and (not compiled or path in COMPILED)
 
 
 def attention_kernel(device_kind: str, item_bytes: int) -> str:

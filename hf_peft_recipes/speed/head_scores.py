@@ -139,6 +139,8 @@ SCORES: dict[str, Any] = {"cuda": TileScores}
 """Kind of device to what scores there; elsewhere `TokenScores`."""
 
 
+# A compiler would look into the kernels, and find nothing to join them with.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def score(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> Any:
     """Return each target's log-probability, entropy and first place, as `TokenScores` does."""
     return SCORES.get(hidden.device.type, TokenScores).apply(hidden, weight, targets)

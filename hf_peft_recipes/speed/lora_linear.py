@@ -171,8 +171,9 @@ def projection_of(layer: Any, x: torch.Tensor) -> Projection | None:
         layer: a module; of LoRA or not.
         x: its input.
     """
-    # What is evaluated or generated comes from PEFT's code, as it does for whoever loads the adapter.
-    if not torch.is_grad_enabled():
+    # What is evaluated or generated comes from PEFT's code, as it does for whoever loads the adapter. A compiler wants
+    # operations that it can join with others.
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
     if not is_plain(layer) or layer.disable_adapters or layer.merged or x.dtype not in _DTYPES:
         return None
@@ -217,6 +218,17 @@ def is_hooked(module: torch.nn.Module) -> bool:
     )
 
 
+def is_replaced(module: torch.nn.Module, ours: Any) -> bool:
+    """Return whether somebody else has given the module a way of its own, as liger-kernel does with what it knows.
+
+    Args:
+        module: of a model.
+        ours: the function that we put in the place of its `forward`.
+    """
+    own = vars(module).get("forward")
+    return own is not None and getattr(own, "__func__", None) is not ours
+
+
 def is_plain(layer: Any) -> bool:
     """Return whether a module is a LoRA layer over a frozen base of a kind that is known here."""
     from peft.tuners import lora
@@ -229,7 +241,8 @@ def is_plain(layer: Any) -> bool:
     base = layer.base_layer
     frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
     # Where accelerate has put itself before a layer, it fetches the weight from elsewhere.
-    return frozen and not hasattr(base, "_hf_hook") and not hasattr(layer, "_hf_hook")
+    fetched = hasattr(base, "_hf_hook") or hasattr(layer, "_hf_hook")
+    return frozen and not fetched and not is_replaced(layer, _forward)
 
 
 def _is_nf4(base: Any) -> bool:
