@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 from conftest import ROOT
 
-from benchmarks.gpu import ablation, block, checks, contenders, kernels, part, peers, planned, smoke, throughput
+from benchmarks.gpu import ablation, block, checks, contenders, kernels, part, paths, peers, planned, smoke, throughput
 from benchmarks.gpu.__main__ import PARTS, main
 from benchmarks.gpu.part import Ledger, Part, run_part
 from benchmarks.gpu.place import Place
@@ -138,6 +138,13 @@ def test_a_bare_step_takes_what_the_formulas_say(models, quantized):
     assert all(finding["ok"] for finding in findings.values()), findings
     loss = findings["bytes of the loss, held whole"]
     assert loss["expected"] == 12 * 2048 * 64 and abs(loss["found"] / loss["expected"] - 1) < 0.01
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_the_faster_paths_compute_what_the_model_does(models, quantized):
+    findings = {one["name"]: one for one in paths.check_paths(str(models / "tiny"), 64, quantized)}
+    assert all(one["ok"] for one in findings.values()), findings
+    assert len(findings) == (4 if quantized else 3)
 
 
 @pytest.mark.slow

@@ -1,10 +1,5 @@
 """Weights in four bits made whole: as bitsandbytes makes them, in one room, and by one kernel."""
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
@@ -50,40 +45,6 @@ def test_one_room_serves_every_weight_and_grows():
     (room,) = nf4._buffers.values()
     assert len(room) == 4 * 7 * 4 and room.data_ptr() == large.data_ptr()
     assert nf4.buffer(device, torch.Size((4, 6)), torch.float32).data_ptr() == large.data_ptr()
-
-
-KERNEL = """
-import torch
-from bitsandbytes.functional import dequantize_4bit
-from hf_peft_recipes.speed import nf4
-from test_nf4 import SHAPES, quantized
-
-for shape in SHAPES:
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        weight, state = quantized(shape, dtype)
-        assert nf4.is_double_quantized(weight, state)
-        out = nf4.dequantize_double(weight, state, torch.full(shape, torch.nan, dtype=dtype))
-        expected = dequantize_4bit(weight, state)
-        if dtype == torch.bfloat16:
-            # The interpreter cuts bits off where a GPU rounds.
-            state.dtype = torch.float32
-            cut = dequantize_4bit(weight, state).view(torch.int32) >> 16 << 16
-            expected = cut.view(torch.float32).to(dtype)
-        assert torch.equal(out, expected), (shape, dtype)
-    # Rounded as the state says, then brought into the dtype of the product.
-    weight, state = quantized(shape, torch.float16)
-    out = nf4.dequantize_double(weight, state, torch.empty(shape))
-    assert torch.equal(out, dequantize_4bit(weight, state).float())
-"""
-
-
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-def test_the_kernel_makes_what_bitsandbytes_makes():
-    # Whether a kernel is interpreted is settled when it is read.
-    variables = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", KERNEL]
-    found = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr[-2000:]
 
 
 class OnGpu:

@@ -11,7 +11,7 @@ result at all comes before what has one of other code.
 
 | part | what |
 | --- | --- |
-| `smoke` | loading in NF4, a bare PEFT step against formulas, two steps of every recipe, adapters' round trips |
+| `smoke` | NF4, a bare PEFT step by formulas, our paths against float32, two steps of every recipe, round trips |
 | `plan` | planned against measured peak, and what lies between tensors and the process, part by part |
 | `recipes` | full, LoRA, QLoRA: ours beside plain TRL, A B A B, 10 steps of warm-up and 30 timed ones |
 | `peers` | ours beside unsloth, from a folder of its own (`--peer_site`); losses are compared before timing |
