@@ -62,6 +62,7 @@ def not_documents():
         "the first key left out": (and_masks(packed([12]), padding_mask_function(left_out.roll(-3))), 12),
         "both ways": (packed([4, 8], within=bidirectional_mask_function), 12),
         "one block both ways": (lambda b, h, q, k: causal_mask_function(b, h, q, k) | ((q // 4 == 1) & (k // 4 == 1)), 12),
+        "a token not itself": (lambda b, h, q, k: (k < q) | ((q == 0) & (k == 0)), 12),
         "nothing": (lambda b, h, q, k: one_pair[q, k], 12),
         "an earlier document too": (lambda b, h, q, k: packed([4, 4, 4])(b, h, q, k) | ((q // 4 == 2) & (k // 4 == 0)), 12),
     }  # fmt: skip

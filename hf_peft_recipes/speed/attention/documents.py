@@ -105,8 +105,8 @@ def read_lengths(sees: Callable[..., torch.Tensor], rows: int, tokens: int, devi
     as_documents = before == (document[:, None] == document[:, earlier])
     causal = ~ask(earlier, at)
     plain = ((as_documents & causal) | ~there).all() & ask(at, first).all() & ask(at, at[None]).all()
-    *begun, is_plain = torch.cat([begins.flatten(), plain[None]]).tolist()
-    if not is_plain:
+    told = torch.cat([begins.flatten(), plain[None]]).cpu()
+    if not told[-1]:
         return None
-    starts = [place for place, begin in enumerate(begun) if begin]
+    starts = told[:-1].nonzero()[:, 0].tolist()
     return [end - start for start, end in zip(starts, [*starts[1:], rows * tokens], strict=True)]

@@ -78,6 +78,7 @@ def _options() -> frozenset[str]:
     return frozenset(inspect.signature(varlen_attn).parameters)
 
 
+@functools.cache
 def _has_kernel(device: torch.device) -> bool:
     if device.type != "cuda":
         return True
