@@ -13,7 +13,20 @@ import jsonschema
 import pytest
 from conftest import ROOT
 
-from benchmarks.gpu import ablation, block, checks, contenders, kernels, part, paths, peers, planned, smoke, throughput
+from benchmarks.gpu import (
+    ablation,
+    block,
+    checks,
+    contenders,
+    kernels,
+    part,
+    paths,
+    peers,
+    planned,
+    smoke,
+    throughput,
+    watch,
+)
 from benchmarks.gpu.__main__ import PARTS, main
 from benchmarks.gpu.part import Ledger, Part, run_part
 from benchmarks.gpu.place import Place
@@ -379,6 +392,10 @@ def test_the_gap_between_tensors_and_process_is_told_by_parts():
         ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", "matrix products"),
         ("fmha_cutlassF_bf16_aligned_64x128_rf_sm80(PyTorchMemEffAttention::AttentionKernel)", "attention"),
         ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<...>", "attention"),
+        ("torch_attn::_varlen_attn_backward", "attention"),
+        ("_forward_kernel", "loss head"),
+        ("_rms_norm_forward_kernel", "element-wise"),
+        ("_dequantize", "dequantization"),
         ("void kDequantizeBlockwise<__nv_bfloat16, 512, 64, 8, 2>", "dequantization"),
         ("void at::native::multi_tensor_apply_kernel<..., FusedAdamMathFunctor<float, 4>>", "optimizer"),
         ("Memcpy DtoD (Device -> Device)", "copies"),
@@ -389,6 +406,11 @@ def test_the_gap_between_tensors_and_process_is_told_by_parts():
 )
 def test_kernels_are_put_into_groups(name, group):
     assert kernels.group_of(name) == group
+
+
+def test_attention_is_known_by_its_operators():
+    names = ["torch_attn::_varlen_attn", "aten::_flash_attention_forward", "aten::scaled_dot_product_attention"]
+    assert all(watch._ATTENTION.search(name) for name in names) and not watch._ATTENTION.search("aten::mm")
 
 
 def test_a_profile_counts_what_is_idle():
