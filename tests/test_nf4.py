@@ -15,8 +15,9 @@ def quantized(shape=(64, 64), dtype=torch.bfloat16, nested=True, kind="nf4"):
 
 
 @pytest.fixture(autouse=True)
-def no_rooms(monkeypatch):
+def nothing_known(monkeypatch):
     monkeypatch.setattr(nf4, "_buffers", {})
+    monkeypatch.setattr(nf4, "_trusted", {})
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -53,12 +54,35 @@ class OnGpu:
     device = torch.device("cuda", 0)
 
 
-@pytest.mark.parametrize("why", ["ours", "no Triton", "not nested"])
+@pytest.mark.parametrize("kernel", ["right", "a bit off", "raises"])
+def test_the_kernel_is_trusted_once_it_has_made_a_weight_as_bitsandbytes_does(kernel, monkeypatch, caplog):
+    made = []
+
+    def ours(weight, state, out):
+        made.append(weight)
+        if kernel == "raises":
+            raise RuntimeError("no compiler")
+        out.copy_(dequantize_4bit(weight, state))
+        return out if kernel == "right" else out.mul_(1 + 2**-7)
+
+    monkeypatch.setattr(nf4, "dequantize_double", ours)
+    weight, state = quantized()
+    found = [nf4.is_trusted(weight, state, torch.bfloat16) for _ in range(3)]
+    assert found == [kernel == "right"] * 3 and len(made) == 1
+    assert [record.levelname for record in caplog.records] == ([] if kernel == "right" else ["WARNING"])
+    assert ("no compiler" in caplog.text) == (kernel == "raises")
+    # Another precision is another kernel.
+    nf4.is_trusted(weight, state, torch.float32)
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("why", ["ours", "no Triton", "not nested", "not trusted"])
 def test_on_a_gpu_it_is_ours_where_it_can_be(why, monkeypatch):
     asked = []
     monkeypatch.setattr(nf4, "buffer", lambda device, shape, dtype: torch.empty(shape, dtype=dtype))
     monkeypatch.setattr(nf4, "has_kernel", lambda: why != "no Triton")
     monkeypatch.setattr(nf4, "is_double_quantized", lambda weight, state: why != "not nested")
+    monkeypatch.setattr(nf4, "is_trusted", lambda weight, state, dtype: why != "not trusted")
     monkeypatch.setattr(nf4, "dequantize_double", lambda weight, state, out: asked.append("ours") or out)
 
     def theirs(weight, state, out):

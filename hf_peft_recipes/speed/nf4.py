@@ -7,16 +7,20 @@ come one after the other, and so do the kernels that fill the buffer. Each strea
 from __future__ import annotations
 
 import functools
+import logging
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
+_logger = logging.getLogger(__name__)
 NESTED_BLOCK = 256
 """Scales that share a scale of their own, of bitsandbytes' double quantisation."""
 
 _buffers: dict[tuple[torch.device, int], torch.Tensor] = {}
 """Device and stream to the bytes that its weights are made in."""
+_trusted: dict[Any, bool] = {}
+"""Kind of weight to whether our kernel has made one of it as bitsandbytes does."""
 
 
 def dequantize(weight: Any, state: Any, dtype: torch.dtype) -> torch.Tensor:
@@ -35,7 +39,7 @@ def dequantize(weight: Any, state: Any, dtype: torch.dtype) -> torch.Tensor:
     if weight.device.type != "cuda":
         # The kernel of a CPU makes its result itself.
         return dequantize_4bit(weight, state).view(state.shape).to(dtype)
-    if has_kernel() and is_double_quantized(weight, state):
+    if has_kernel() and is_double_quantized(weight, state) and is_trusted(weight, state, dtype):
         return dequantize_double(weight, state, buffer(weight.device, state.shape, dtype))
     return (
         dequantize_4bit(weight, state, out=buffer(weight.device, state.shape, state.dtype)).view(state.shape).to(dtype)
@@ -72,6 +76,31 @@ def is_double_quantized(weight: Any, state: Any) -> bool:
         and weight.is_contiguous()
         and state.shape.numel() % 2 == 0
     )
+
+
+def is_trusted(weight: Any, state: Any, dtype: torch.dtype) -> bool:
+    """Return whether our kernel makes such weights as bitsandbytes does: the first one of a process is made both ways.
+
+    A GPU, a compiler or a version that the kernel was never tried on is then no risk: bitsandbytes goes on alone.
+
+    Args:
+        weight: as `is_double_quantized` has seen it.
+        state: its `QuantState`.
+        dtype: of the product.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+
+    kind = (weight.device, state.dtype, dtype, state.blocksize)
+    if kind not in _trusted:
+        expected = dequantize_4bit(weight, state).view(state.shape).to(dtype)
+        try:
+            equal, why = torch.equal(dequantize_double(weight, state, torch.empty_like(expected)), expected), "differs"
+        except Exception as error:  # whatever a compiler may raise
+            equal, why = False, f"{type(error).__name__}: {error}"
+        if not equal:
+            _logger.warning("weights in 4 bits are made whole by bitsandbytes, since our kernel cannot: %s", why)
+        _trusted[kind] = equal
+    return _trusted[kind]
 
 
 def dequantize_double(weight: Any, state: Any, out: torch.Tensor) -> torch.Tensor:
