@@ -12,7 +12,6 @@ from transformers.masking_utils import (
     bidirectional_mask_function,
     causal_mask_function,
     chunked_causal_mask_function,
-    packed_sequence_compatibility_function,
     padding_mask_function,
     sdpa_mask,
     sliding_window_causal_mask_function,
@@ -28,10 +27,14 @@ ROW = [5, 1, 40, 18, 2]
 
 
 def packed(*rows, within=causal_mask_function):
-    """Return what transformers makes the mask of packed rows of, `within` being what a document sees of itself."""
+    """Return what transformers (5.23) makes masks of packed rows of, `within` being what a document sees of itself."""
     positions = torch.stack([torch.cat([torch.arange(length) for length in row]) for row in rows])
     ids = torch.stack([torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in rows])
-    return packed_sequence_compatibility_function(within, positions, ids)
+
+    def sees(row, head, query, key):
+        return (ids[row, query] == ids[row, key]) & within(row, head, positions[row, query], positions[row, key])
+
+    return sees
 
 
 def read(sees, rows, tokens):
