@@ -145,7 +145,7 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
         trainer.add_callback(Progress(lambda: phases.peak_memory_bytes("train") or 0))
     # Their shortcuts read weights that a process may hold in part.
     faster = recipe.value("speed") != "off" and not world.shards and not facts.compares
-    speed = speed_up(model, detect_device().kind, facts.packs) if faster else []
+    speed = speed_up(model, detect_device().kind, facts.packs, bool(arguments.torch_compile)) if faster else []
     again, told = _recompute(recipe, request, tokenized, world, model)
     phases.lap("load")
     return Prepared(

@@ -13,15 +13,30 @@ import jsonschema
 import pytest
 from conftest import ROOT
 
-from benchmarks.gpu import block, checks, contenders, kernels, part, peers, planned, smoke, throughput
+from benchmarks.gpu import (
+    ablation,
+    block,
+    checks,
+    contenders,
+    kernels,
+    part,
+    paths,
+    peers,
+    planned,
+    smoke,
+    throughput,
+    watch,
+)
 from benchmarks.gpu.__main__ import PARTS, main
 from benchmarks.gpu.part import Ledger, Part, run_part
 from benchmarks.gpu.place import Place
-from hf_peft_recipes import list_recipes
+from benchmarks.gpu.switches import SWITCHES
+from hf_peft_recipes import list_recipes, speed
 from hf_peft_recipes.bench import shapes, suite
 from hf_peft_recipes.bench.cell import Cell, outcome, used_optimizer
 from hf_peft_recipes.device import detect_device, named_device
 from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.speed import PATHS
 
 LINE = {
     "type": "object",
@@ -138,6 +153,13 @@ def test_a_bare_step_takes_what_the_formulas_say(models, quantized):
     assert loss["expected"] == 12 * 2048 * 64 and abs(loss["found"] / loss["expected"] - 1) < 0.01
 
 
+@pytest.mark.parametrize("quantized", [False, True])
+def test_the_faster_paths_compute_what_the_model_does(models, quantized):
+    findings = {one["name"]: one for one in paths.check_paths(str(models / "tiny"), 64, quantized)}
+    assert all(one["ok"] for one in findings.values()), findings
+    assert len(findings) == (4 if quantized else 3)
+
+
 @pytest.mark.slow
 def test_plan_trains_from_files_in_four_bits(tmp_path, models, monkeypatch):
     line = one("plan", tmp_path, models, monkeypatch, pick=1)
@@ -165,6 +187,36 @@ def test_contenders_take_turns_and_who_is_not_there_is_named(tmp_path, models, m
     assert line["compared"]["ours"]["tokens_per_second_of_turns"] == [
         run["figures"]["tokens_per_second"] for run in line["runs"]
     ]
+
+
+@pytest.mark.slow
+def test_ablation_trains_with_and_without(tmp_path, models, monkeypatch):
+    line = one("ablation", tmp_path, models, monkeypatch)
+    assert line["status"] == "done", line
+    ours, off = ("ours", list(PATHS)), ("speed_off", [])
+    assert [(run["contender"], run["measured"]["speed"]) for run in line["runs"]] == [ours, off, ours, off]
+    compared = line["compared"]["speed_off"]
+    assert compared["same_tokens"] and compared["loss_difference"] < 0.01
+    assert {"times_as_fast", "times_the_memory"} <= set(compared)
+
+
+def test_every_faster_path_is_left_out_by_a_switch(monkeypatch):
+    monkeypatch.setattr(speed, "PATHS", dict(PATHS))
+    monkeypatch.setattr(speed, "ATTENTION", dict(speed.ATTENTION))
+    monkeypatch.setattr("hf_peft_recipes.speed.nf4.has_kernel", None)
+    left = {}
+    for name, switch in SWITCHES.items():
+        monkeypatch.setattr(speed, "PATHS", dict(PATHS))
+        switch()
+        left[name] = set(PATHS) - set(speed.PATHS)
+    assert left["speed_off"] == set(PATHS) == set().union(*(left[name] for name in left if name != "speed_off"))
+    assert left["no_lora_linear"] == {"lora_linear", "gated_mlp"} and left["no_gated_mlp"] == {"gated_mlp"}
+    assert speed.ATTENTION == {}
+    from hf_peft_recipes.speed import nf4
+
+    assert nf4.has_kernel() is False
+    tried = {name for pairs in ablation.PAIRS.values() for pair in pairs for name in pair}
+    assert tried == set(SWITCHES)
 
 
 @pytest.mark.slow_sweep
@@ -340,6 +392,10 @@ def test_the_gap_between_tensors_and_process_is_told_by_parts():
         ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", "matrix products"),
         ("fmha_cutlassF_bf16_aligned_64x128_rf_sm80(PyTorchMemEffAttention::AttentionKernel)", "attention"),
         ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<...>", "attention"),
+        ("torch_attn::_varlen_attn_backward", "attention"),
+        ("_forward_kernel", "loss head"),
+        ("_rms_norm_forward_kernel", "element-wise"),
+        ("_dequantize", "dequantization"),
         ("void kDequantizeBlockwise<__nv_bfloat16, 512, 64, 8, 2>", "dequantization"),
         ("void at::native::multi_tensor_apply_kernel<..., FusedAdamMathFunctor<float, 4>>", "optimizer"),
         ("Memcpy DtoD (Device -> Device)", "copies"),
@@ -350,6 +406,11 @@ def test_the_gap_between_tensors_and_process_is_told_by_parts():
 )
 def test_kernels_are_put_into_groups(name, group):
     assert kernels.group_of(name) == group
+
+
+def test_attention_is_known_by_its_operators():
+    names = ["torch_attn::_varlen_attn", "aten::_flash_attention_forward", "aten::scaled_dot_product_attention"]
+    assert all(watch._ATTENTION.search(name) for name in names) and not watch._ATTENTION.search("aten::mm")
 
 
 def test_a_profile_counts_what_is_idle():
@@ -385,7 +446,7 @@ def test_who_cannot_run_is_told_apart_from_who_fails():
 
 
 def test_every_contender_can_be_built():
-    named = {name for line in throughput.RIVALS.values() for name in line} | set(peers.CONTENDERS)
+    named = {name for line in throughput.RIVALS.values() for name in line} | set(peers.CONTENDERS) | set(SWITCHES)
     assert named <= set(contenders.BUILDERS)
 
 

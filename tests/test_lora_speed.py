@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_peft_recipes.embedded import MODEL_DIR
-from hf_peft_recipes.speed import gated_mlp, lora_linear
+from hf_peft_recipes.speed import gated_mlp, lora_linear, nf4
 from hf_peft_recipes.speed.gated_mlp import GatedMlp
 from hf_peft_recipes.speed.lora_linear import LoraLinear, Way
 
@@ -176,6 +176,28 @@ def saved_bytes(model):
     return total
 
 
+def test_who_has_replaced_a_block_or_a_layer_keeps_it(monkeypatch):
+    """As liger-kernel gives blocks its own way, before ours is installed."""
+    plain = pair()[0]
+    block = plain.base_model.model.model.layers[0].mlp
+    asked = []
+
+    def theirs(self, x):
+        asked.append(self)
+        return self.down_proj(torch.nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+    fast = copy.deepcopy(plain)
+    theirs_in = fast.base_model.model.model.layers[0].mlp
+    theirs_in.__dict__["forward"] = theirs.__get__(theirs_in, type(theirs_in))
+    layer = fast.base_model.model.model.layers[1].self_attn.q_proj
+    layer.__dict__["forward"] = (lambda self, x: asked.append(self) or type(self).forward(self, x)).__get__(layer)
+    assert lora_linear.install(fast) and gated_mlp.install(fast)
+    agree(plain, fast, 1e-5)
+    assert asked == [theirs_in, layer] and "forward" not in vars(block)
+    # Ours is known again, in a copy too.
+    assert gated_mlp.install(copy.deepcopy(fast)) and not lora_linear.is_plain(layer)
+
+
 def test_less_is_kept_for_the_way_back():
     plain, fast, _ = pair(dtype=torch.bfloat16)
     assert saved_bytes(fast) < 0.8 * saved_bytes(plain)
@@ -264,10 +286,24 @@ def test_who_hooks_into_a_part_sees_it_run():
     assert len(seen) == 3
 
 
-def test_four_bits_agree_with_peft():
+def one_room(weight, state, dtype):
+    """Make a weight whole as a GPU does: in the room of the one before."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    room = nf4.buffer(weight.device, state.shape, dtype)
+    return room.copy_(dequantize_4bit(weight, state).view(state.shape))
+
+
+@pytest.mark.parametrize("rooms", ["one", "many"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_four_bits_agree_with_peft(rooms, checkpointing, monkeypatch):
     import bitsandbytes as bnb
 
     from hf_peft_recipes.four_bit import mend
+
+    if rooms == "one":
+        monkeypatch.setattr(nf4, "_buffers", {})
+        monkeypatch.setattr(lora_linear, "dequantize", one_room)
 
     model = base()
     for name, module in list(model.named_modules()):
@@ -281,5 +317,9 @@ def test_four_bits_agree_with_peft():
     model.is_loaded_in_4bit = True
     plain, fast, installed = pair(model, None)
     assert installed == BOTH
+    for one in (plain, fast) if checkpointing else ():
+        one.enable_input_require_grads()
+        one.gradient_checkpointing_enable({"use_reentrant": False})
     agree(plain, fast, 1e-5)
     agree(plain, fast, 0.03, autocast=torch.bfloat16)
+    assert len(nf4._buffers) == (rooms == "one")

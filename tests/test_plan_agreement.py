@@ -90,6 +90,47 @@ def test_the_two_ways_agree_for_other_methods(overrides, kind):
         assert moving[0] == pytest.approx(moving[1], rel=AGREEMENT), checkpointing
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"speed": "off"},
+        {"bf16": False, "dtype": "float32"},
+        {"max_length": 1024, "activation_checkpointing": True},
+        {"per_device_train_batch_size": 4, "packing": False, "gradient_accumulation_steps": 1},
+        {"torch_compile": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("recipe", ["lora", "qlora"])
+@pytest.mark.parametrize("gpu", ["H100", "T4"])
+def test_the_two_ways_agree_on_the_paths_of_a_gpu(overrides, recipe, gpu):
+    from hf_peft_recipes.plan.trace import trace_step
+
+    config = small_config("llama")
+    job = job_of(recipe, config, named_device(gpu), **overrides)
+    walked, traced = walk_step(job, read_shape(config, "x")), trace_step(job)
+    weights = sum(walked.parts[part] for part in ("weights", "weights_quantized", "adapters"))
+    moving = walked.peak_bytes - weights, traced.peak_bytes - traced.weight_bytes
+    assert moving[0] == pytest.approx(moving[1], rel=AGREEMENT)
+
+
+def test_a_plan_follows_the_table_of_paths():
+    config = small_config("llama")
+
+    def taken(gpu, **overrides):
+        job = job_of("lora", config, named_device(gpu), **overrides)
+        return job.own_lora, job.own_head, job.by_document, job.copies_documents, job.needs_mask
+
+    assert taken("H100") == (True, True, True, False, False)
+    assert taken("H100", bf16=False, dtype="float32") == taken("cpu") == (True, True, True, True, False)
+    # Without products in bfloat16 training runs in float16, whose layers are PEFT's.
+    assert taken("T4") == (False, True, True, True, False)
+    assert taken("H100", torch_compile=True) == (False, True, False, False, True)
+    assert taken("H100", speed="off") == (False, False, False, False, True)
+    assert taken("H100", attn_implementation="flash_attention_2") == (True, True, False, False, False)
+
+
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_parameters_are_counted_exactly(kind):
     import torch

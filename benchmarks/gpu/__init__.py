@@ -1,6 +1,6 @@
 """The standing suite for a GPU: what was planned, what is fast, and what takes the time.
 
-    python -m benchmarks.gpu --out FOLDER --part smoke plan recipes peers profile [--minutes 8] [--dry_run]
+    python -m benchmarks.gpu --out FOLDER --part smoke plan recipes peers profile ablation [--minutes 8] [--dry_run]
 
 A part is a table of cells, most telling first. Each cell runs in processes of its own and leaves one line in
 `FOLDER/PART.jsonl`: configuration, versions, commit and digest of the code, date, hardware, memory (allocated,
@@ -11,11 +11,12 @@ result at all comes before what has one of other code.
 
 | part | what |
 | --- | --- |
-| `smoke` | loading in NF4, a bare PEFT step against formulas, two steps of every recipe, adapters' round trips |
+| `smoke` | NF4, a bare PEFT step by formulas, our paths against float32, two steps of every recipe, round trips |
 | `plan` | planned against measured peak, and what lies between tensors and the process, part by part |
 | `recipes` | full, LoRA, QLoRA: ours beside plain TRL, A B A B, 10 steps of warm-up and 30 timed ones |
 | `peers` | ours beside unsloth, from a folder of its own (`--peer_site`); losses are compared before timing |
 | `profile` | the slowest step by kernel, in groups |
+| `ablation` | ours, and ours without each of its faster paths, in turns on packed documents of many lengths |
 
 `--dry_run` runs every kind of cell on the CPU with tiny models and two steps: do that first.
 

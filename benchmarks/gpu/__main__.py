@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import benchmarks.gpu
-from benchmarks.gpu import peers, planned, profiles, smoke, throughput
+from benchmarks.gpu import ablation, peers, planned, profiles, smoke, throughput
 from benchmarks.gpu.part import Ledger, Outcome, Part, run_part
 from benchmarks.gpu.place import Place
 from hf_peft_recipes.bench.suite import Line, require_quiet
@@ -24,6 +24,7 @@ PARTS: dict[str, Part] = {
     "recipes": throughput.PART,
     "peers": peers.PART,
     "profile": profiles.PART,
+    "ablation": ablation.PART,
 }
 """In the order in which they are to be run."""
 COMMITTED = Path(__file__).parent.parent / "results" / "gpu"

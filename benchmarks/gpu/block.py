@@ -33,11 +33,14 @@ class Block:
     turns: int = TURNS
     best: bool = False
     """Each at its fastest, instead of matched settings."""
+    lengths: str = "full"
+    """Of documents, one of `rows.LENGTHS`."""
 
     @property
     def name(self) -> str:
         """`lora-8b-4096-off-trl_best`."""
         words = [self.recipe, self.shape, str(self.length), "on" if self.checkpointing else "off"]
+        words += [self.lengths] if self.lengths != "full" else []
         words += self.contenders[1:]
         return "-".join([*words, *(["best"] if self.best else [])])
 
@@ -49,7 +52,7 @@ class Block:
             "learning_rate": 2e-4 if self.recipe != "full" else 2e-5,
         }  # fmt: skip
         return Cell(
-            self.recipe, self.shape, self.length, self.checkpointing, "full", self.steps, self.warmup, scored=0,
+            self.recipe, self.shape, self.length, self.checkpointing, self.lengths, self.steps, self.warmup, scored=0,
             overrides=overrides,
         )  # fmt: skip
 

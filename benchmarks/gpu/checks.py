@@ -1,4 +1,4 @@
-"""What must hold before anything is measured: loading in 4 bits, and the memory of a bare PEFT step, by formulas.
+"""What must hold before anything is measured: loading in 4 bits, the memory of a bare PEFT step, our faster paths.
 
 Each check runs in a process of its own and returns findings: what was expected, what was found, whether that is near.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from benchmarks.gpu.paths import check_paths
 
 NF4_BYTES = 0.51587
 """Of a weight in NF4 with double quantisation: half a byte, and a byte a block of 64, and 4 a block of 256 of those."""
@@ -135,7 +137,9 @@ def check_bare_step(model: str, length: int, quantized: bool) -> list[Finding]:
     ]  # fmt: skip
 
 
-CHECKS: dict[str, Callable[..., list[Finding]]] = {"nf4": check_nf4, "bare_step": check_bare_step}
+CHECKS: dict[str, Callable[..., list[Finding]]] = {
+    "nf4": check_nf4, "bare_step": check_bare_step, "paths": check_paths,
+}  # fmt: skip
 """Check to its function."""
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.process import Work
+from benchmarks.gpu.switches import SWITCHES
 
 
 class Unavailable(Exception):
@@ -45,6 +46,18 @@ def build_ours(work: Work, folder: Path) -> Built:
     request = RunRequest(output_dir=folder / "out", command="benchmarks.gpu", progress=False)
     prepared = prepare(recipe, request, examine(recipe, request))
     return Built(prepared.trainer, prepared.speed, str(prepared.recompute))
+
+
+def build_without(work: Work, folder: Path, switch: Callable[[], None]) -> Built:
+    """Return our trainer without one of its faster paths.
+
+    Args:
+        work: to do.
+        folder: to write into.
+        switch: leaves the path out, for the rest of this process.
+    """
+    switch()
+    return build_ours(work, folder)
 
 
 def build_trl(work: Work, folder: Path, name: str) -> Built:
@@ -111,6 +124,7 @@ BUILDERS: dict[str, Builder] = {
     "trl_defaults": partial(build_trl, name="trl_defaults"),
     "trl_qlora": partial(build_trl, name="trl_qlora"),
     "unsloth": build_unsloth,
+    **{name: partial(build_without, switch=switch) for name, switch in SWITCHES.items()},
 }
 """Contender to what builds its trainer."""
 

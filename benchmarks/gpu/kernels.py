@@ -10,7 +10,8 @@ TOP = 25
 
 GROUPS = (
     # The first that fits: attention's kernels are made with the tools of matrix products.
-    ("attention", r"flash|fmha|attention|sdpa|scaled_dot_product"),
+    ("attention", r"flash|fmha|attention|sdpa|scaled_dot_product|varlen_att"),
+    ("loss head", r"^_(?:forward|backward)_kernel\b"),
     ("dequantization", r"dequant"),
     (
         "matrix products",

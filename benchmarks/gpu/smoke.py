@@ -29,7 +29,7 @@ class Check:
     """One finding, or two steps of one recipe."""
 
     kind: str
-    """`nf4`, `bare_step`, `two_steps`, or `split`: two steps of a model that FSDP2 has split."""
+    """`nf4`, `bare_step`, `paths`, `two_steps`, or `split`: two steps of a model that FSDP2 has split."""
     recipe: str = ""
     shape: str = "embedded"
     length: int = 0
@@ -49,6 +49,8 @@ def cells(place: Place) -> Sequence[Check]:
         Check("nf4", shape=shape),
         Check("bare_step", "lora", shape, length),
         Check("bare_step", "qlora", shape, length),
+        Check("paths", "lora", shape, length),
+        Check("paths", "qlora", shape, length),
     ]  # fmt: skip
     # The tests train every recipe on the CPU; here one of each kind is enough to try.
     certified, names = (ROUND_TRIPS[:1], ["qlora", "full"]) if place.dry_run else (ROUND_TRIPS, list_recipes())
@@ -102,7 +104,7 @@ def _two_steps(check: Check, folder: Path) -> Line:
 
 
 def _models(check: Check) -> Iterable[Model]:
-    kinds = {"nf4": (False, True), "bare_step": (False,), "two_steps": (), "split": ()}[check.kind]
+    kinds = {"nf4": (False, True), "bare_step": (False,), "paths": (False,), "two_steps": (), "split": ()}[check.kind]
     return [(check.shape, quantized) for quantized in kinds]
 
 

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from benchmarks.gpu.kernels import StepProfile, read_profile
 from hf_peft_recipes.measure.memory import Peak, read_peak
 
-_ATTENTION = re.compile(r"scaled_dot_product|flash_attn|fmha|xformers|flex_attention", re.I)
+_ATTENTION = re.compile(r"scaled_dot_product|flash_att|varlen_att|fmha|xformers|flex_attention", re.I)
 _WHOLE_STEPS = 3
 """So many steps at the end are profiled; the slowest is told."""
 

@@ -294,7 +294,7 @@ def _assumptions(job: Job, speed: Speed | None, documents: Documents | None) -> 
         told.append(f"packed documents of {lengths}: each leaves kernels behind, about 1 GiB in a long run")
     if job.device.kind != "cpu":
         told.append("no figure for a GPU has been checked against one: context, workspace and holes are estimates")
-    if job.packed and not job.flash and not job.on_cpu:
+    if job.needs_mask and not job.on_cpu:
         told.append("attention runs through SDPA with a dense mask, since the recipe asks for no flash attention")
     told.append(
         f"speed: {speed.source}" if speed else "speed: not known; `--measure` times a step on the device itself"

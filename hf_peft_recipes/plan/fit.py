@@ -127,7 +127,7 @@ def _changes(job: Job) -> Iterator[Change]:
     if job.optimizer.startswith("adamw") and "8bit" not in job.optimizer and not job.on_cpu:
         name = "adamw_bnb_8bit"
         yield Change("8-bit optimizer", (("training.optim", name),), lambda j: replace(j, optimizer=name))
-    if job.attention is None and job.device.flash_attention and job.packed and not job.on_cpu:
+    if job.attention is None and job.device.flash_attention and job.needs_mask and not job.on_cpu:
         name = "flash_attention_2"
         settings = (("model.attn_implementation", name),)
         yield Change("flash attention", settings, lambda j: replace(j, attention="flash_attention_2"))

@@ -18,6 +18,7 @@ from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.spec.objectives import OBJECTIVES, objective_facts
 from hf_peft_recipes.spec.quantized import FLOAT8, FOUR, kind_of_base
 from hf_peft_recipes.spec.recompute import NOTHING, Recompute, read_recompute
+from hf_peft_recipes.speed import attention_kernel, serves
 
 # It looks at data, and brings along what reads them.
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ ITEM_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2, 
 """Name of a torch dtype to the bytes of an element."""
 
 DOCUMENT_STEP = 32
-"""Tokens by which lengths of documents differ for a kernel: `STEP` of `speed/attention.py`."""
+"""Tokens by which lengths of documents differ for a kernel: `STEP` of `speed/attention/by_document.py`."""
 DOCUMENTS_A_ROW = 2
 """Where documents are of all lengths up to a row's: half a row on average."""
 
@@ -118,30 +119,46 @@ class Job:
     @property
     def by_document(self) -> bool:
         """Whether the faster path attends a document at a time."""
-        return self.on_cpu and self.speed and self.attention in (None, "sdpa")
+        return self.takes("document_attention") and self.attention in (None, "sdpa")
+
+    @property
+    def needs_mask(self) -> bool:
+        """Whether packed documents are told apart by a dense mask."""
+        return self.packed and not self.flash and not self.by_document
+
+    @property
+    def copies_documents(self) -> bool:
+        """Whether documents are put beside one another for SDPA, where no kernel takes a row as it is."""
+        # Flash attention needs the GPUs that have products in bfloat16.
+        kernel = attention_kernel(self.device.kind, self.compute_bytes) if self.device.bf16 else ""
+        return self.by_document and (self.on_cpu or kernel != "varlen")
+
+    def takes(self, path: str) -> bool:
+        """Return whether one of the faster paths is there for the device."""
+        return self.speed and serves(path, self.device.kind, bool(self.arguments.get("torch_compile")))
 
     @property
     def own_head(self) -> bool:
         """Whether our loss head serves: a frozen head whose logits are not changed."""
         plain = self.config.get("final_logit_softcapping") is None and not self.config.get("output_router_logits")
         frozen = self.adapter is not None and "lm_head" not in (self.adapter.get("modules_to_save") or ())
-        return self.on_cpu and self.speed and frozen and plain and self.config["model_type"] != "phi"
+        return self.takes("loss_head") and frozen and plain and self.config["model_type"] != "phi"
 
     @property
     def own_lora(self) -> bool:
         """Whether plain LoRA layers are functions of our own: not those of a frozen base in whole numbers of 8 bits.
 
-        Without autocast they are where the base is as precise as the adapter.
+        Without autocast they are where the base is as precise as the adapter. What is float16 is left to PEFT.
         """
         adapter = self.adapter or {}
         plain = str(adapter.get("peft_type")).upper() == "LORA" and not adapter.get("use_dora")
-        plain = plain and (self.bits != 8 or self.float8)
-        return self.on_cpu and self.speed and plain and (self.autocast_bytes is not None or self.item_bytes == FLOAT32)
+        plain = plain and (self.bits != 8 or self.float8) and not self.arguments.get("fp16")
+        return self.takes("lora_linear") and plain and (self.autocast_bytes is not None or self.item_bytes == FLOAT32)
 
     @property
     def own_layers(self) -> bool:
         """Whether norms with a frozen weight and rotary positions are functions of our own."""
-        return self.on_cpu and self.speed
+        return self.takes("rms_norm") and self.takes("rotary")
 
     @property
     def layers(self) -> int:

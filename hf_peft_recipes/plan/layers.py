@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_peft_recipes.plan.job import Job
 from hf_peft_recipes.plan.linears import LinearSizes, Walk
 from hf_peft_recipes.plan.operations import INDEX
 from hf_peft_recipes.plan.sizes import FLOAT32, Node, Value
@@ -15,7 +14,7 @@ def walk_backbone(walk: Walk, model: Model, tokens: int) -> Value:
     """Return the hidden states after the last norm."""
     job, shape, ledger = model.job, model.shape, walk.ledger
     hidden = _embed(walk, model, tokens)
-    mask = walk.fresh(job.attended**2 if job.packed else 0, 1) if _has_mask(job) else None
+    mask = walk.fresh(job.attended**2 if job.packed else 0, 1) if job.needs_mask else None
     positions = job.attended if job.packed else job.length
     width = int(shape.head_dim * shape.rotary_share)
     kinds = 2 if shape.traits.local_layers else 1
@@ -36,10 +35,6 @@ def walk_backbone(walk: Walk, model: Model, tokens: int) -> Value:
     out = _norm(walk, model, final, hidden)
     del mask
     return out
-
-
-def _has_mask(job: Job) -> bool:
-    return job.packed and not job.flash
 
 
 def _embed(walk: Walk, model: Model, tokens: int) -> Value:
@@ -110,14 +105,15 @@ def _attention(walk: Walk, model: Model, name: str, x: Value, cos: Value, sin: V
     q = walk.rotate(q, cos, sin, partial, int(q.elements * share))
     k = walk.rotate(k, cos, sin, partial, int(k.elements * share))
     mask = None
-    if _has_mask(job) and not job.by_document:
-        # sdpa_attention.py repeats keys and values under a mask; torch makes the mask a number for every layer anew.
-        if shape.heads != shape.kv_heads:
-            k, v = (_repeat(walk, value, shape.heads // shape.kv_heads) for value in (k, v))
+    # sdpa_attention.py repeats keys and values under a mask, and our kernel by document does on a GPU.
+    if shape.heads != shape.kv_heads and (job.needs_mask or (job.copies_documents and not job.on_cpu)):
+        k, v = (_repeat(walk, value, shape.heads // shape.kv_heads) for value in (k, v))
+    if job.needs_mask:
+        # Torch makes the mask a number for every layer anew.
         mask = walk.fresh(job.attended**2, q.itemsize)
         if walk.ledger.recording:
             mask.storage.move("activations")
-    out = walk.attend(q, k, v, shape.heads, job.by_document)
+    out = walk.attend(q, k, v, shape.heads, job.copies_documents)
     if mask is not None and out.node is not None:
         out.node.backward = _holding(out.node.backward, mask)
     del q, k, v, mask, held

@@ -46,6 +46,8 @@ class Walk(Operations):
 
     own_lora = False
     """Whether plain LoRA layers are functions of our own, `speed/lora_linear.py`."""
+    _buffer: Value | None = None
+    """In which a GPU makes weights in 4 bits whole."""
 
     def product(self, x: Value, linear: LinearSizes) -> Value:
         """Return `x` times a weight, in autocast's precision."""
@@ -253,12 +255,19 @@ class Walk(Operations):
 
     def _whole(self, linear: LinearSizes, width: int) -> Any:
         """Return the weight that a product is made with, `Way.weight`."""
-        weight = linear.weight
         if linear.float8:
             return self._float8_whole(linear, width)
+        weight, size = linear.weight, linear.inputs * linear.outputs
+        if linear.bits == 4 and self.kind == "cuda":
+            # One buffer for all weights, which stays: `speed/nf4.py`.
+            if self._buffer is None or self._buffer.elements < size:
+                self._buffer = None
+                with self.ledger.making("dequantization"):
+                    self._buffer = self.fresh(size, width)
+            return self._buffer
         if linear.bits == 4:
             with self.ledger.making("dequantization"):
-                weight = self.fresh(linear.inputs * linear.outputs, 2)
+                weight = self.fresh(size, 2)
                 return self._flat(weight, width)
         return weight if weight.itemsize == width else self.fresh(weight.elements, width)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hf_peft_recipes.plan.linears import Walk
-from hf_peft_recipes.plan.sizes import FLOAT32, Value
+from hf_peft_recipes.plan.sizes import FLOAT32, Value, Weight
 from hf_peft_recipes.plan.weights import Model
+from hf_peft_recipes.speed import head_tokens, tile_width
 
-TILE, NARROWEST, ALIGNED = 2**21, 256, 64
-"""Logits of our loss head at a time, the fewest of a token, and what that is a multiple of: `speed/loss_head.py`."""
 TILE_TOKENS, TILE_WIDTH = 4096, 32768
 """Of TRL's head at a time: `trl/kernels/chunked_logprob.py` and `_CHUNKED_LOGPROB_CHUNK_SIZE`."""
+
+_SUMS = 8
+"""Numbers that our loss head keeps of each token on a GPU, `speed/head_scores.py`."""
 
 
 def walk_loss(walk: Walk, model: Model, hidden: Value) -> Value:
@@ -31,17 +33,15 @@ def walk_loss(walk: Walk, model: Model, hidden: Value) -> Value:
     if ours:
         gradient = walk.fresh(picked, itemsize)
         with ledger.making("logits"):
-            tiles = -(-width // max(NARROWEST, TILE // tokens))
-            read = -(-width // tiles // ALIGNED) * ALIGNED
-            chunk = tokens * read
-            cast = [walk.fresh(read * shape.hidden, compute)] if head.itemsize != compute else []
-            buffers = [*cast, walk.fresh(chunk, compute), walk.fresh(chunk, FLOAT32), walk.fresh(chunk, FLOAT32)]
-            expected = walk.fresh(picked, FLOAT32)
-            ledger.spike("logits", picked * compute)
-            del buffers, cast
-            # The target's rows, and the expected ones as they are.
-            ledger.spike("logits", picked * (FLOAT32 + compute))
-            del expected
+            if triton:
+                some = min(tokens, head_tokens(width))
+                cast = [walk.fresh(head.elements, compute)] if head.itemsize != compute else []
+                # TRL's kernels work in place; the product with the head is made in float32 first.
+                buffers = [*cast, walk.fresh(some * width, compute), walk.fresh(_SUMS * tokens, FLOAT32)]
+                ledger.spike("logits", some * shape.hidden * FLOAT32)
+                del buffers, cast
+            else:
+                _walk_tiles(walk, tokens, picked, head, compute)
         return walk.make(tokens, FLOAT32, [chosen], _gradient_only(walk, gradient), [gradient])
     used = min(tokens, TILE_TOKENS) * min(width, TILE_WIDTH)
     # A row of the tile is as wide for a small vocabulary; a host holds the pages that are written to.
@@ -70,6 +70,21 @@ def walk_loss(walk: Walk, model: Model, hidden: Value) -> Value:
         return [made, by_weight]
 
     return walk.make(tokens, FLOAT32, [chosen, head], backward, [chosen])
+
+
+def _walk_tiles(walk: Walk, tokens: int, picked: int, head: Weight, compute: int) -> None:
+    """Walk the head's way forward on a CPU, `speed/token_scores.py`."""
+    hidden = picked // tokens
+    vocabulary = head.elements // hidden
+    width = tile_width(tokens, vocabulary)
+    cast = [walk.fresh(width * hidden, compute)] if head.itemsize != compute else []
+    buffers = [*cast, *(walk.fresh(tokens * width, itemsize) for itemsize in (compute, FLOAT32, FLOAT32))]
+    expected = walk.fresh(picked, FLOAT32)
+    walk.ledger.spike("logits", picked * compute)
+    del buffers, cast
+    # The target's rows, and the expected ones as they are.
+    walk.ledger.spike("logits", picked * (FLOAT32 + compute))
+    del expected
 
 
 def _gradient_only(walk: Walk, gradient: Value) -> Callable[[Value], list[Value | None]]:

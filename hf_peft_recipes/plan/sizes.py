@@ -268,11 +268,12 @@ def run_backward(ledger: Ledger, root: Node | None, gradient: Value, into: Node 
                 arrived = arrived or made
             elif parent in buffers:
                 # The engine adds in place where nothing else looks at the buffer.
-                held = buffers[parent]
-                if held.storage is made.storage:
-                    buffers[parent] = Value(ledger, held.elements, held.itemsize)
+                if buffers[parent].storage is made.storage:
+                    buffers[parent] = Value(ledger, made.elements, made.itemsize)
             else:
                 buffers[parent] = made
                 heapq.heappush(ready, (-parent.number, parent))
+        # A gradient that was added to another one is gone before the next operation.
+        made = None
         del node
     return arrived

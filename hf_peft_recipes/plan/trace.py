@@ -28,8 +28,9 @@ from hf_peft_recipes.plan.live import LiveBytes
 from hf_peft_recipes.plan.loss import TILE_WIDTH
 from hf_peft_recipes.plan.optimizers import optimizer_bytes
 from hf_peft_recipes.plan.quantized import DTYPES, quantization_tensors, quantize_layers
-from hf_peft_recipes.speed import gated_mlp, lora_linear, recompute, rms_norm, rotary
-from hf_peft_recipes.speed.loss_head import TokenScores
+from hf_peft_recipes.speed import gated_mlp, head_scores, lora_linear, nf4, recompute, rms_norm, rotary
+from hf_peft_recipes.speed.head_scores import SCORES
+from hf_peft_recipes.speed.token_scores import TokenScores
 
 _ATTENTION = "sizes_of_a_kernel"
 
@@ -131,7 +132,7 @@ def _loss(job: Job, model: Any) -> torch.Tensor:
     shape = (1, job.tokens) if job.packed else (job.batch, job.length)
     ids, labels = (torch.empty(shape, dtype=torch.long, device="meta") for _ in range(2))
     # A mask of four dimensions is taken as it is: otherwise transformers looks for documents, which meta has not.
-    side = job.attended if job.packed and not job.flash else 1
+    side = job.attended if job.needs_mask else 1
     mask = torch.empty((1, 1, side, side), dtype=torch.bool, device="meta")
     hidden = base.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     head = base.get_output_embeddings()
@@ -144,7 +145,8 @@ def _loss(job: Job, model: Any) -> torch.Tensor:
         # TRL drops the last position of a row; its copy of the rest is as large as all rows to within one.
         rows, targets = hidden.clone()[0], labels.reshape(-1)
     if job.own_head:
-        return TokenScores.apply(rows, head.weight, targets)[0].sum()
+        scores = SCORES.get(job.device.kind, TokenScores)
+        return scores.apply(rows, head.weight, targets)[0].sum()
     # A host holds what is written to of a tile that is wider than the vocabulary.
     width = min(TILE_WIDTH, head.weight.shape[0]) if job.on_cpu else TILE_WIDTH
     scores = chunked_logprob.ChunkedLogProbFunction.apply(
@@ -161,20 +163,20 @@ def _attention(job: Job) -> Any:
 
     def attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, **options: Any) -> Any:
         query, key, value = (x.to(dtype) for x in (query, key, value))
-        masked = job.packed and not job.flash and not job.by_document
         places = torch.empty(query.shape[2], dtype=torch.long, device="meta")
-        if job.by_document:
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1 and (job.needs_mask or (job.copies_documents and not job.on_cpu)):
+            key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+        if job.copies_documents:
             query, key, value = (x.index_select(2, places) for x in (query, key, value))
-        if masked:
-            groups = query.shape[1] // key.shape[1]
-            key, value = ((x.repeat_interleave(groups, 1) if groups > 1 else x) for x in (key, value))
+        if job.needs_mask:
             side = query.shape[2]
             # Torch makes numbers of a boolean mask, for every layer anew.
             mask = torch.empty((1, 1, side, side), dtype=query.dtype, device="meta")
             out = kernel(query, key, value, 0.0, False, attn_mask=mask)[0]
         else:
             out = kernel(query, key, value, 0.0, True)[0]
-        if job.by_document:
+        if job.copies_documents:
             return torch.cat([out.transpose(1, 2)], 1).index_select(1, places), None
         return out.transpose(1, 2), None
 
@@ -249,11 +251,22 @@ def _stand_ins(job: Job) -> Iterator[None]:
             mock.patch.object(chunked_logprob, "_backward_kernel", silent, create=True),
             mock.patch.object(chunked_logprob, "triton", mock.MagicMock(), create=True),
             mock.patch.object(chunked_logprob, "_addmm_fp32", lambda total, a, b: None),
+            mock.patch.object(head_scores, "_product", _precise_product),
+            mock.patch.object(nf4, "_buffers", {}),
+            mock.patch.object(lora_linear, "dequantize", _into_the_buffer),
         ]
     with ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
         yield
+
+
+def _precise_product(tile: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return tile.new_empty(len(tile), weight.shape[1], dtype=torch.float32)
+
+
+def _into_the_buffer(weight: Any, state: Any, dtype: torch.dtype) -> torch.Tensor:
+    return nf4.buffer(weight.device, state.shape, dtype)
 
 
 def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:

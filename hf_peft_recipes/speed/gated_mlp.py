@@ -22,6 +22,7 @@ from hf_peft_recipes.speed.lora_linear import (
     flat,
     is_hooked,
     is_plain,
+    is_replaced,
     product_dtype,
     projection_of,
 )
@@ -133,6 +134,8 @@ def _projections(block: Any, x: torch.Tensor) -> list[Projection] | None:
 
 def _is_gated(module: Any) -> bool:
     if not all(is_plain(getattr(module, name, None)) for name in _PARTS) or not hasattr(module, "act_fn"):
+        return False
+    if is_replaced(module, _forward):
         return False
     activation = module.act_fn
     is_silu = isinstance(activation, torch.nn.SiLU) or type(activation).__name__ == "SiLUActivation"

@@ -16,6 +16,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from hf_peft_recipes.float8 import is_float8, is_weight_only, whole
+from hf_peft_recipes.speed.nf4 import dequantize
 
 _logger = logging.getLogger(__name__)
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -49,7 +50,7 @@ class Way(NamedTuple):
         if is_float8(weight):
             return whole(weight, self.dtype)
         state = getattr(weight, "quant_state", None)
-        return weight.to(self.dtype) if state is None else _dequantized(weight, state, self.dtype)
+        return weight.to(self.dtype) if state is None else dequantize(weight, state, self.dtype)
 
     def forth(self, x: torch.Tensor, dropped: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> Any:
         """Return the output of shape (tokens, outputs), and the adapter's inner state of shape (tokens, rank).
@@ -175,8 +176,9 @@ def projection_of(layer: Any, x: torch.Tensor) -> Projection | None:
         layer: a module; of LoRA or not.
         x: its input.
     """
-    # What is evaluated or generated comes from PEFT's code, as it does for whoever loads the adapter.
-    if not torch.is_grad_enabled():
+    # What is evaluated or generated comes from PEFT's code, as it does for whoever loads the adapter. A compiler wants
+    # operations that it can join with others.
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
     if not is_plain(layer) or layer.disable_adapters or layer.merged or x.dtype not in DTYPES:
         return None
@@ -221,6 +223,17 @@ def is_hooked(module: torch.nn.Module) -> bool:
     )
 
 
+def is_replaced(module: torch.nn.Module, ours: Any) -> bool:
+    """Return whether somebody else has given the module a way of its own, as liger-kernel does with what it knows.
+
+    Args:
+        module: of a model.
+        ours: the function that we put in the place of its `forward`.
+    """
+    own = vars(module).get("forward")
+    return own is not None and getattr(own, "__func__", None) is not ours
+
+
 def is_plain(layer: Any) -> bool:
     """Return whether a module is a LoRA layer over a frozen base of a kind that is known here."""
     from peft.tuners import lora
@@ -235,28 +248,13 @@ def is_plain(layer: Any) -> bool:
     base = layer.base_layer
     frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
     # Where accelerate has put itself before a layer, it fetches the weight from elsewhere.
-    return frozen and not hasattr(base, "_hf_hook") and not hasattr(layer, "_hf_hook")
+    fetched = hasattr(base, "_hf_hook") or hasattr(layer, "_hf_hook")
+    return frozen and not fetched and not is_replaced(layer, _forward)
 
 
 def _is_nf4(base: Any) -> bool:
     state = getattr(getattr(base, "weight", None), "quant_state", None)
     return type(base).__name__ == "Linear4bit" and state is not None and state.quant_type == "nf4"
-
-
-_buffers: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
-"""Where a GPU makes weights in four bits whole, one at a time."""
-
-
-def _dequantized(weight: Any, state: Any, dtype: torch.dtype) -> torch.Tensor:
-    from bitsandbytes.functional import dequantize_4bit
-
-    if weight.device.type != "cuda":
-        # The kernel of a CPU makes its result itself.
-        return dequantize_4bit(weight, state).view(state.shape).to(dtype)
-    key, size = (weight.device, state.dtype), state.shape.numel()
-    if key not in _buffers or _buffers[key].numel() < size:
-        _buffers[key] = torch.empty(size, device=weight.device, dtype=state.dtype)
-    return dequantize_4bit(weight, state, out=_buffers[key][:size].view(state.shape)).view(state.shape).to(dtype)
 
 
 @functools.cache
