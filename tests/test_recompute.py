@@ -282,6 +282,9 @@ def test_the_plan_says_what_is_computed_again(command, tmp_path):
     assert offered["change"] == f"recompute {amount.of(32)}" and offered["time_factor"] > 1
     assert offered["total_bytes"] == auto["total_bytes"] < off["total_bytes"]
     assert auto["recompute_time_factor"] == offered["time_factor"]
+    smaller = auto["advice"][0]
+    assert smaller["change"].startswith("micro-batch 1 × accumulation 2") and smaller["fits"]
+    assert all(change["time_factor"] < 1 and change["fits"] for change in auto["advice"])
     told = " ".join(command(*words).stdout.split())
     assert f"computing again {amount.of(32)} (time a token × {offered['time_factor']:.2f})" in told
 
