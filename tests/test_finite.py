@@ -58,11 +58,16 @@ def test_a_rate_that_is_much_too_high_leaves_the_last_good_checkpoint(tmp_path):
     assert [point["step"] for point in record["loss_curve"]] == [1]
 
 
-def test_a_poisoned_row_is_named_with_the_layer_in_which_it_shows(tmp_path, rows):
+AGAIN = pytest.mark.parametrize("recompute", ["off", "1 block + 1 feed-forward", "2 blocks"])
+
+
+@AGAIN
+def test_a_poisoned_row_is_named_with_the_layer_in_which_it_shows(tmp_path, rows, recompute):
     poison = PoisonedRow(7)
     said, record = stopped(
-        tmp_path / "out", rows, poison, max_steps=20, per_device_train_batch_size=2, gradient_accumulation_steps=2
-    )
+        tmp_path / "out", rows, poison, max_steps=20, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+        recompute=recompute,
+    )  # fmt: skip
     found = record["nonfinite"]
     # Before the optimizer's step: what is the newest is clean, and holds the steps before.
     assert newest_good(tmp_path / "out")[0].step == found["step"] - 1
@@ -73,8 +78,9 @@ def test_a_poisoned_row_is_named_with_the_layer_in_which_it_shows(tmp_path, rows
     assert poison.met == [found["step"]]
 
 
-def test_a_gradient_alone_is_found_on_the_way_back(tmp_path, rows):
-    said, record = stopped(tmp_path / "out", rows, BrokenGradient(2))
+@AGAIN
+def test_a_gradient_alone_is_found_on_the_way_back(tmp_path, rows, recompute):
+    said, record = stopped(tmp_path / "out", rows, BrokenGradient(2), recompute=recompute)
     assert said.startswith("step 2: the gradient is not finite; the first to go was the gradient of ")
     # The layer's own last matrix: what comes after it in the backward pass got the same.
     assert record["nonfinite"]["tensor"] == f"the gradient of {LAYER}.down_proj.lora_B.default.weight"

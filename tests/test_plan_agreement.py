@@ -253,7 +253,7 @@ def test_the_two_ways_agree_on_what_is_computed_again(kind, amount):
     config.pop("layer_types", None)
     shape, kept = read_shape(config, "x"), []
     for device in (replace(named_device("cpu"), bf16=True), named_device("H100")):
-        for recipe in ("lora", "full"):
+        for recipe in ("lora", "qlora", "full"):
             job = job_of(recipe, config, device, recompute=amount)
             walked, traced = walk_step(job, shape), trace_step(job)
             weights = sum(walked.parts[part] for part in ("weights", "weights_quantized", "adapters"))

@@ -22,6 +22,7 @@ from hf_peft_recipes.bench.shapes import make_model
 from hf_peft_recipes.device import named_device
 from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.errors import UserError
+from hf_peft_recipes.models import quantize
 from hf_peft_recipes.plan.estimates import Estimates
 from hf_peft_recipes.plan.recomputing import choose
 from hf_peft_recipes.plan.shapes import read_shape
@@ -71,12 +72,16 @@ def test_upstreams_checkpointing_has_all_blocks_already(name):
     assert get_recipe("lora", **{name: True}).plan("24GiB").recompute == NOTHING
 
 
-def lora(dtype=torch.float32, fast=True, **settings):
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+
+
+def lora(dtype=torch.float32, fast=True, quantization=None, **settings):
     """Return a function that makes the same model with LoRA each time, on the faster paths or off them."""
     config = AutoConfig.from_pretrained(MODEL_DIR)
     config.num_hidden_layers, config.layer_types = LAYERS, None
     torch.manual_seed(0)
     plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    plain = quantize(plain, quantization) if quantization else plain
     plain = get_peft_model(plain, LoraConfig(r=4, target_modules="all-linear", **settings)).train()
     for name, parameter in plain.named_parameters():
         if parameter.requires_grad:
@@ -115,11 +120,12 @@ def same(found, expected):
     [
         ({}, False),
         ({"dtype": torch.bfloat16}, True),
+        ({"dtype": torch.bfloat16, "quantization": NF4}, True),
         ({"lora_dropout": 0.3}, False),
         ({"fast": False, "lora_dropout": 0.3}, False),
         ({"fast": False, "dtype": torch.bfloat16}, True),
     ],
-    ids=["float32", "bfloat16", "dropout", "PEFT's paths", "PEFT's paths in bfloat16"],
+    ids=["float32", "bfloat16", "NF4", "dropout", "PEFT's paths", "PEFT's paths in bfloat16"],
 )
 def test_gradients_are_the_same_to_the_last_bit(settings, autocast, amount):
     make = lora(**settings)
@@ -276,6 +282,9 @@ def test_the_plan_says_what_is_computed_again(command, tmp_path):
     assert offered["change"] == f"recompute {amount.of(32)}" and offered["time_factor"] > 1
     assert offered["total_bytes"] == auto["total_bytes"] < off["total_bytes"]
     assert auto["recompute_time_factor"] == offered["time_factor"]
+    smaller = auto["advice"][0]
+    assert smaller["change"].startswith("micro-batch 1 × accumulation 2") and smaller["fits"]
+    assert all(change["time_factor"] < 1 and change["fits"] for change in auto["advice"])
     told = " ".join(command(*words).stdout.split())
     assert f"computing again {amount.of(32)} (time a token × {offered['time_factor']:.2f})" in told
 

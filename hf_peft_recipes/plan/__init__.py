@@ -63,7 +63,7 @@ class MemoryPlan:
     limits: Mapping[str, int]
     """The largest micro-batch at this length, and the longest length of a single row."""
     advice: tuple[Advice, ...]
-    """What would make it fit, cheapest first; empty where it fits."""
+    """What would make it fit, cheapest first; or what would be faster, where it fits by computing layers again."""
     assumptions: tuple[str, ...]
     way: str
     """`closed form`, `trace`, or both."""
@@ -170,7 +170,7 @@ def plan_run(
         factor = estimates.seconds(job) / estimates.seconds(job.keeping_all())
         fits = memory.total_bytes <= device.memory_bytes
         limits = largest(everything(job) if chooses else job, shape, estimates)
-        advice = () if fits else tuple(advise(job, estimates, chooses))
+        advice = tuple(advise(job, estimates, chooses)) if not fits or (chooses and job.recompute) else ()
     speed = expect_speed(job, shape, step, profile) if profile else None
     traced = None
     if trace:

@@ -56,8 +56,10 @@ class Advice:
 def advise(job: Job, estimates: Estimates, chooses: bool) -> list[Advice]:
     """Return changes that make the run smaller: each alone, then the cheapest together that fit; that one first.
 
+    Of a run that fits because it computes layers again, return those that train the same in less time.
+
     Args:
-        job: that does not fit.
+        job: that does not fit, or computes layers again.
         estimates: of its model.
         chooses: whether the run computes again what does not fit by itself, so that every change is tried with that.
     """
@@ -83,6 +85,11 @@ def advise(job: Job, estimates: Estimates, chooses: bool) -> list[Advice]:
             names.append(f"recompute {made.recompute.of(estimates.shape.layers)}")
         return Advice(tuple(names), settings, total, total <= room, estimates.seconds(made) / base)
 
+    if before <= room:
+        faster = [
+            tried([change], estimates.memory(changed([change])).total_bytes) for change in changes if not change.lossy
+        ]
+        return sorted((one for one in faster if one.fits and one.time_factor < 1), key=lambda one: one.time_factor)
     totals = [estimates.memory(changed([change])).total_bytes for change in changes]
     alone = [(change, tried([change], total)) for change, total in zip(changes, totals, strict=True) if total < before]
     found: list[Advice] = [advice for _, advice in alone if advice.fits]
