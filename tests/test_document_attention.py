@@ -5,8 +5,9 @@ import inspect
 
 import pytest
 import torch
+from plan_samples import small_config
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoModelForCausalLM, masking_utils
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, masking_utils
 from transformers.masking_utils import (
     and_masks,
     bidirectional_mask_function,
@@ -18,6 +19,7 @@ from transformers.masking_utils import (
 )
 
 from hf_peft_recipes.embedded import MODEL_DIR
+from hf_peft_recipes.plan.shapes import ARCHITECTURES
 from hf_peft_recipes.speed import ATTENTION, attention, attention_kernel, speed_up
 from hf_peft_recipes.speed.attention import NAME, by_document, documents, varlen
 from hf_peft_recipes.speed.attention.by_document import STEP, lay_out
@@ -65,6 +67,7 @@ def not_documents():
         "a key left out": (and_masks(packed([12]), padding_mask_function(left_out)), 12),
         "the first key left out": (and_masks(packed([12]), padding_mask_function(left_out.roll(-3))), 12),
         "both ways": (packed([4, 8], within=bidirectional_mask_function), 12),
+        "whatever the rows": (bidirectional_mask_function, 12),
         "one block both ways": (lambda b, h, q, k: causal_mask_function(b, h, q, k) | ((q // 4 == 1) & (k // 4 == 1)), 12),
         "a token not itself": (lambda b, h, q, k: (k < q) | ((q == 0) & (k == 0)), 12),
         "nothing": (lambda b, h, q, k: one_pair[q, k], 12),
@@ -254,6 +257,17 @@ def test_torchs_kernel_gives_them_too(models, checkpointing, rows, on_varlen, no
     # Read once, and the same tensor for every layer.
     assert len({id(bounds) for bounds in on_varlen}) == 1
     assert on_varlen[0].tolist() == [0, *torch.tensor([n for row in rows for n in row]).cumsum(0).tolist()]
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_every_architecture_that_is_planned_gives_what_it_gave(kind, no_dense_mask):
+    values = small_config(kind)
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind].from_dict(values)).float().train()
+    fast = copy.deepcopy(plain)
+    assert attention.install(fast)
+    found, expected = (model(**inputs_of(ROW)).logits for model in (fast, plain))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kernel", ["varlen", "by_document"])

@@ -164,7 +164,9 @@ def test_more_takes_more(recipe, scale, checkpointing, on_gpu):
     assert train(job, replace(shape, layers=shape.layers + scale)) >= base
     assert train(replace(job, checkpointing=True)) <= train(replace(job, checkpointing=False))
     if on_gpu:
-        shared = [train(replace(job, devices=scale + 1, sharding=way)) for way in ("ddp", "zero1", "zero2")]
+        # Where processes hold parts the faster paths are left out, which may weigh more than what is shared.
+        plain = replace(job, speed=False, devices=scale + 1)
+        shared = [train(replace(plain, sharding=way)) for way in ("ddp", "zero1", "zero2")]
         assert shared == sorted(shared, reverse=True)
 
 

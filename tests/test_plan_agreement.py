@@ -128,6 +128,8 @@ def test_a_plan_follows_the_table_of_paths():
     assert taken("T4") == (False, True, True, True, False)
     assert taken("H100", torch_compile=True) == (False, True, False, False, True)
     assert taken("H100", speed="off") == (False, False, False, False, True)
+    split = replace(job_of("lora", config, named_device("H100")), sharding="fsdp", devices=2)
+    assert not (split.own_lora or split.own_head or split.by_document)
     assert taken("H100", attn_implementation="flash_attention_2") == (True, True, False, False, False)
 
 

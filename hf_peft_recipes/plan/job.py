@@ -134,8 +134,9 @@ class Job:
         return self.by_document and (self.on_cpu or kernel != "varlen")
 
     def takes(self, path: str) -> bool:
-        """Return whether one of the faster paths is there for the device."""
-        return self.speed and serves(path, self.device.kind, bool(self.arguments.get("torch_compile")))
+        """Return whether one of the faster paths is there, for the device and whole weights."""
+        whole = self.sharding in ("none", "ddp")
+        return self.speed and whole and serves(path, self.device.kind, bool(self.arguments.get("torch_compile")))
 
     @property
     def own_head(self) -> bool:

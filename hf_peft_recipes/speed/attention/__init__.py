@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +24,8 @@ NAME = "sdpa_by_document"
 
 _LOOKED_INTO = re.compile(r"\b(?:attention|causal)_mask\s*(?:\[|\.|[-+*&|/])|[-+*&|/]\s*(?:attention|causal)_mask\b")
 """What code does with a mask that it does not only hand on."""
+_LIBRARIES = ("builtins", "torch", "peft", "bitsandbytes", "liger_kernel")
+"""Packages of layers and wrappers, none of which makes masks for layers below it."""
 _OTHER_SCORES = ("position_bias", "softcap")
 """What changes scores beside the mask, in the words of transformers' attention functions."""
 
@@ -126,11 +127,10 @@ def _is_moved(asked: dict[str, Any]) -> bool:
 
 def _looks_into_masks(kind: type) -> bool:
     # PEFT's wrappers see the mask of the tokens, before the model makes its own of it.
-    if kind.__module__.split(".")[0] in ("torch", "peft", "bitsandbytes"):
-        return False
-    forward: Callable[..., Any] | None = getattr(kind, "forward", None)
+    code = [one for one in kind.__mro__ if one.__module__.split(".")[0] not in _LIBRARIES]
+    own = [one for one in code if not one.__module__.startswith("transformers.") or ".models." in one.__module__]
     try:
-        return forward is not None and _LOOKED_INTO.search(inspect.getsource(forward)) is not None
+        return any(_LOOKED_INTO.search(inspect.getsource(one)) for one in own)
     except (OSError, TypeError):
         # Nothing is known of code without a source.
         return True

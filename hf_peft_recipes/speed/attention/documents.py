@@ -96,7 +96,9 @@ def read_lengths(sees: Callable[..., torch.Tensor], rows: int, tokens: int, devi
     earlier, there = (at - distances).clamp(min=0), at >= distances
 
     def ask(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        return sees(row, head, query, key).expand(rows, -1, tokens)
+        # Not every function looks at all that it is given.
+        seen = sees(row, head, query, key)
+        return seen.broadcast_to(torch.broadcast_shapes(seen.shape, row.shape, query.shape, key.shape))
 
     before = ask(at, earlier)
     begins = ~(before[:, 0] & there[0])
