@@ -15,6 +15,7 @@ import benchmarks.report.float8 as report_of_float8
 from hf_peft_recipes import RunResult, UserError, certificate, float8, get_recipe, quantizers
 from hf_peft_recipes.adapters import add_adapter
 from hf_peft_recipes.embedded import MODEL_DIR
+from hf_peft_recipes.finite.culprit import broken_weight
 from hf_peft_recipes.models import load_base
 from hf_peft_recipes.speed import gated_mlp, lora_linear
 
@@ -172,6 +173,13 @@ def test_a_layer_that_rounds_its_input_too_is_left_to_peft(base):
     assert not lora_linear.is_plain(layer)
 
 
+def test_a_weight_that_is_not_finite_is_named(base):
+    model = copy.deepcopy(base)
+    assert broken_weight(model) is None
+    model.model.layers[1].mlp.up_proj.weight.qdata[3, 5] = float("nan")
+    assert broken_weight(model) == "the weight model.layers.1.mlp.up_proj.weight"
+
+
 def test_made_whole_again_it_is_a_plain_model(base):
     model = copy.deepcopy(base)
     expected = model(IDS).logits
@@ -274,7 +282,6 @@ def line_of(method, seed, losses, after, accuracy=None):
         "status": "done",
         "metrics": {"before": {"loss": 2.0 if method == "lora" else 2.125}, "after": metrics},
         "losses": [[step, loss] for step, loss in enumerate(losses, 1)],
-        "train_seconds": 1.0,
     }
 
 

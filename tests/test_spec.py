@@ -248,12 +248,27 @@ def test_resolution_is_pure():
     assert first == second
 
 
+def test_who_quantises_is_exchanged_with_its_keys_and_rules():
+    words = ["--quant_method", "torchao", "--quant_type", "Float8WeightOnlyConfig"]
+    for device in ("H100", "T4"):
+        resolved = resolve_recipe("qlora", parse_flags(words), device).resolved
+        assert resolved.section("quantization") == get_recipe("lora_fp8").resolved.section("quantization")
+    assert resolved.value("model.dtype") == "float32"
+    with pytest.raises(UserError, match=r"quant_method 'torchoa' is not known here; did you mean 'torchao'"):
+        resolve_recipe("qlora", parse_flags(["--quant_method", "torchoa"]), "H100")
+    with pytest.raises(UserError, match=r"quantization.quant_type is missing \(Float8WeightOnlyConfig\)"):
+        resolve_recipe("lora", parse_flags(words[:2]), "H100")
+    with pytest.raises(UserError, match=r"include_input_output_embeddings .* embedding and head stay whole"):
+        resolve_recipe("lora", parse_flags([*words, "--include_input_output_embeddings", "true"]), "H100")
+
+
 def test_no_two_classes_share_a_flag():
     from hf_peft_recipes.spec.sections import section_fields
 
-    fields = section_fields(flags("qlora").entries)
-    upstream = [set(fields[section]) for section in ("model", "quantization", "adapter", "training")]
-    assert len(set().union(*upstream)) == sum(map(len, upstream))
+    for name in ("qlora", "lora_fp8"):
+        fields = section_fields(flags(name).entries)
+        upstream = [set(fields[section]) for section in ("model", "quantization", "adapter", "training")]
+        assert len(set().union(*upstream)) == sum(map(len, upstream))
 
 
 def test_fields_read_from_sources_are_those_of_the_classes():

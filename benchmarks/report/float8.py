@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.report.lines import done, read_results
 from benchmarks.report.palette import BLUE, VERMILION, plain
-from benchmarks.report.pieces import NOTHING, Block, Plot, Section, Table, number, share, spread, wrap
+from benchmarks.report.pieces import NOTHING, Block, Plot, Section, Table, share, spread, wrap
 from hf_peft_recipes.bench.suite import Line
 
 WHOLE, ROUNDED = "lora", "lora_fp8"
@@ -63,7 +63,7 @@ def report(path: Path, name: str) -> Section | None:
     pairs = paired(done(lines))
     headings = (
         "base", "data", "steps", "seed", "loss before", "rounded", "loss after", "rounded", "accuracy after", "rounded",
-        "curves apart, mean", "at most", "train s", "rounded",
+        "curves apart, mean", "at most",
     )  # fmt: skip
     table = Table(provenance, headings, [_row(pair) for pair in pairs])
     tasks = list(dict.fromkeys(pair.task for pair in pairs))
@@ -102,7 +102,7 @@ def _row(pair: Pair) -> list[str]:
     cells += [share(line["metrics"]["after"].get("accuracy")) for line in pair.sides]
     apart = [abs(gap) for _, gap in pair.curve()]
     cells += [_loss(statistics.mean(apart)), _loss(max(apart))] if apart else [NOTHING] * 2
-    return [*cells, *(number(line["train_seconds"], 1) for line in pair.sides)]
+    return cells
 
 
 def sentence(pairs: Sequence[Pair]) -> str:

@@ -1,6 +1,6 @@
 """From a merged recipe to the values of one run: rules, then flags, then the scale of the learning rate. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
@@ -94,15 +94,16 @@ def resolve(composition: Composition, overrides: Sequence[Override], facts: Mapp
     if entries.value("objective") is None:
         raise UserError(f"recipe {composition.name!r} has no objective")
     named = [override for override in overrides if override.name.rpartition(".")[2] in ("peft_type", "quant_method")]
-    if named:
-        _exchange_class(entries, _place(named, entries, section_fields(entries)))
+    exchanged = _place(named, entries, section_fields(entries))
+    if exchanged:
+        _exchange_class(entries, exchanged)
     flags = _place(overrides, entries, section_fields(entries))
     fields = section_fields(_over(entries, flags))
     entries = Entries({renamed(path, fields): entry for path, entry in entries.items()})
     before: dict[Path, Entry] = {}
     for rule in composition.rules:
         if _holds(rule, _over(entries, flags), facts):
-            _apply_rule(rule, entries, before, fields)
+            _apply_rule(rule, entries, before, fields, {path[0] for path in exchanged})
     _apply_scale(composition, entries, flags)
     entries = _over(entries, flags)
     for path, entry in list(entries.items()):
@@ -218,12 +219,17 @@ def _is_wanted(found: Any, wanted: Any) -> bool:
     return found in wanted if isinstance(wanted, list) else bool(found == wanted)
 
 
-def _apply_rule(rule: Rule, entries: Entries, before: dict[Path, Entry], fields: Fields) -> None:
+def _apply_rule(
+    rule: Rule, entries: Entries, before: dict[Path, Entry], fields: Fields, exchanged: Collection[str]
+) -> None:
     conditions = ", ".join(f"{key}: {_yaml_word(value)}" for key, value in rule.when.items())
     for dotted, value in rule.set.items():
         path = renamed(tuple(dotted.split(".")), fields)
         # A rule tunes what the recipe has: it gives no adapter to full fine-tuning and quantises nothing by itself.
         if path[0] in ("adapter", "quantization") and not entries.section(path[0]):
+            continue
+        # Nor does it say anything to a class that the user has put in the place of the one that it is about.
+        if path[0] in exchanged and path[1] not in fields[path[0]]:
             continue
         standing = entries.get(path)
         if standing is not None and standing.layer > rule.layer:
