@@ -273,7 +273,7 @@ def test_layers_that_differ_are_computed_again_all_or_none():
 
 def test_the_plan_says_what_is_computed_again(command, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
-    flags = ("--per_device_train_batch_size", "2", "--evaluation.batch_size", "4")
+    flags = ("--per_device_train_batch_size", "4", "--evaluation.batch_size", "4")
     words = ("plan", "lora", "--model", tmp_path, "--gpu", "24GiB", *flags)
     off, auto = (json.loads(command(*words, "--recompute", asked, "--json").stdout) for asked in ("off", "auto"))
     assert not off["fits"] and (off["recompute"], off["recompute_time_factor"]) == ("off", 1.0)
@@ -283,7 +283,7 @@ def test_the_plan_says_what_is_computed_again(command, tmp_path):
     assert offered["total_bytes"] == auto["total_bytes"] < off["total_bytes"]
     assert auto["recompute_time_factor"] == offered["time_factor"]
     smaller = auto["advice"][0]
-    assert smaller["change"].startswith("micro-batch 1 × accumulation 2") and smaller["fits"]
+    assert smaller["change"].startswith("micro-batch 2 × accumulation 2") and smaller["fits"]
     assert all(change["time_factor"] < 1 and change["fits"] for change in auto["advice"])
     told = " ".join(command(*words).stdout.split())
     assert f"computing again {amount.of(32)} (time a token × {offered['time_factor']:.2f})" in told

@@ -116,6 +116,9 @@ def _attention(walk: Walk, model: Model, name: str, x: Value, cos: Value, sin: V
     out = walk.attend(q, k, v, shape.heads, job.copies_documents)
     if mask is not None and out.node is not None:
         out.node.backward = _holding(out.node.backward, mask)
+    if partial and not job.copies_documents:
+        # Heads that were put together lie one behind the other, and so does what the kernel gives.
+        out = walk.unary(out)
     del q, k, v, mask, held
     return walk.linear(out, model.linears[f"{name}.{traits.output_projection}"])
 

@@ -133,6 +133,14 @@ def choose(job: Job, estimates: Estimates) -> Recompute:
     ]
     blocks = least(edges[1][0], layers) or layers
     edges.append((lambda number: Recompute(blocks - 1, number), layers - blocks + 1))
+
+    def pared(amount: Recompute) -> Recompute:
+        """Return the amount without what it does not need: the last layers' parts are made anew beside all the rest."""
+        fewer = [replace(amount, blocks=amount.blocks - 1), replace(amount, feed_forwards=amount.feed_forwards - 1)]
+        enough = (one for one in fewer if min(one.blocks, one.feed_forwards) >= 0 and size(one) <= room)
+        found = next(enough, None)
+        return amount if found is None else pared(found)
+
     numbers = [(make, least(make, most)) for make, most in edges]
-    enough = [make(number) for make, number in numbers if number is not None]
+    enough = [pared(make(number)) for make, number in numbers if number is not None]
     return min(enough, key=lambda amount: estimates.seconds(with_(amount)))
