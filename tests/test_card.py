@@ -285,7 +285,7 @@ def test_the_code_can_be_parsed(name):
 def test_a_base_in_8_bit_floats_is_said_to_be_rounded():
     card = variant("float8")
     assert "| base weights | bfloat16, rounded to 8-bit floats (e4m3, a factor a row) |" in card
-    assert "### PEFT, on the same float8 base as in training" in card and "QLoRA" not in card
+    assert "**PEFT, on the same float8 base as in training**" in card and "QLoRA" not in card
     assert "quantization = TorchAoConfig(Float8WeightOnlyConfig())" in card
 
 

@@ -79,7 +79,7 @@ def test_what_the_readme_says_is_typed(command, folder):
 
 
 def test_the_table_names_parts_phases_and_what_was_assumed(command, folder):
-    text = command("plan", "lora", "--model", folder(LLAMA_8B), "--gpu", "L40S").stdout
+    text = command("plan", "lora", "--model", folder(LLAMA_8B), "--gpu", "RTX 4090").stdout
     for word in ("saved activations", "load", "evaluate", "tokens/s", "assumed", "computing again", "at most"):
         assert word in text
 

@@ -17,10 +17,12 @@ def test_all_is_exact():
 
 
 def test_every_room_says_what_it_is():
-    import importlib
+    import importlib.util
 
+    kernels = "hf_peft_recipes.speed.nf4_kernel"
+    skipped = {kernels} if importlib.util.find_spec("triton") is None else set()
     for module in pkgutil.walk_packages(hf_peft_recipes.__path__, "hf_peft_recipes."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith("__main__") and module.name not in skipped:
             assert importlib.import_module(module.name).__doc__, module.name
 
 

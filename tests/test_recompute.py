@@ -24,7 +24,7 @@ from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.models import quantize
 from hf_peft_recipes.plan.estimates import Estimates
-from hf_peft_recipes.plan.recomputing import choose
+from hf_peft_recipes.plan.recomputing import RESERVE, choose
 from hf_peft_recipes.plan.shapes import read_shape
 from hf_peft_recipes.preflight import _may_change
 from hf_peft_recipes.spec.recompute import NOTHING, Recompute, read_recompute
@@ -253,9 +253,16 @@ def test_what_is_chosen_fits_and_is_the_cheapest_and_one_less_does_not_fit(recip
     assert fits(job, estimates, found)
     if share == 0:
         assert found == NOTHING
+        return
+    # Where something is computed again, a little is left for what a plan is off by.
+    filled = (1 - RESERVE) * job.device.memory_bytes
+    enough = [amount for amount in every if sizes[amount] <= filled]
+    if not enough:
+        assert found == Recompute(layers, 0)
+        return
+    assert sizes[found] <= filled
     for fewer in (replace(found, blocks=found.blocks - 1), replace(found, feed_forwards=found.feed_forwards - 1)):
-        assert min(fewer.blocks, fewer.feed_forwards) < 0 or not fits(job, estimates, fewer)
-    enough = [amount for amount in every if sizes[amount] <= job.device.memory_bytes]
+        assert min(fewer.blocks, fewer.feed_forwards) < 0 or sizes[fewer] > filled
     seconds = {amount: estimates.seconds(replace(job, recompute=amount)) for amount in enough}
     assert seconds[found] <= 1.01 * min(seconds.values())
 

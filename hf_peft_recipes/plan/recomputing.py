@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from hf_peft_recipes.plan.documents import Documents
 
 GIB = 2**30
+RESERVE = 0.03
+"""Share of a device's memory that is left where something is computed again: a plan is off by as much (README)."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ def everything(job: Job) -> Job:
 def choose(job: Job, estimates: Estimates) -> Recompute:
     """Return what the job is to compute again so that it fits its device; all blocks where nothing is enough.
 
+    What fits as it is, is left as it is; where something has to be computed again, a reserve is left.
+
     Memory and time both change along a line with the number of layers, of which whole blocks and feed-forward parts are
     computed again. So the cheapest that fits lies where one of the two is none, or where the two are all layers; one
     block less, made up for by feed-forward parts, is tried as well, since layers are not divided. Models whose layers
@@ -98,6 +102,7 @@ def choose(job: Job, estimates: Estimates) -> Recompute:
         estimates: of its model.
     """
     layers, room = estimates.shape.layers, job.device.memory_bytes
+    filled = int((1 - RESERVE) * room)
 
     def with_(amount: Recompute) -> Job:
         return replace(job, checkpointing=False, recompute=amount)
@@ -109,11 +114,11 @@ def choose(job: Job, estimates: Estimates) -> Recompute:
     def least(make: Callable[[int], Recompute], most: int) -> int | None:
         """Return the smallest number above 0 whose amount fits: what is taken falls with it."""
         low, high = 0, most
-        if size(make(most)) > room:
+        if size(make(most)) > filled:
             return None
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if size(make(middle)) <= room else (middle, high)
+            low, high = (low, middle) if size(make(middle)) <= filled else (middle, high)
         return high
 
     all_blocks, only_training = Recompute(blocks=layers), False
@@ -124,7 +129,7 @@ def choose(job: Job, estimates: Estimates) -> Recompute:
         only_training = True
         if size(NOTHING) <= room:
             return NOTHING
-    if size(all_blocks) > room or len(estimates.shape.layer_kinds()) > 1 or job.tells_layers_apart:
+    if size(all_blocks) > filled or len(estimates.shape.layer_kinds()) > 1 or job.tells_layers_apart:
         return all_blocks
     edges: list[tuple[Callable[[int], Recompute], int]] = [
         (lambda number: Recompute(0, number), layers),
@@ -137,7 +142,7 @@ def choose(job: Job, estimates: Estimates) -> Recompute:
     def pared(amount: Recompute) -> Recompute:
         """Return the amount without what it does not need: the last layers' parts are made anew beside all the rest."""
         fewer = [replace(amount, blocks=amount.blocks - 1), replace(amount, feed_forwards=amount.feed_forwards - 1)]
-        enough = (one for one in fewer if min(one.blocks, one.feed_forwards) >= 0 and size(one) <= room)
+        enough = (one for one in fewer if min(one.blocks, one.feed_forwards) >= 0 and size(one) <= filled)
         found = next(enough, None)
         return amount if found is None else pared(found)
 

@@ -66,11 +66,12 @@ def serves(path: str, device_kind: str, compiled: bool = False) -> bool:
     """Return whether a path serves a kind of device.
 
     Args:
-        path: of `PATHS`.
+        path: of `PATHS`; one that was taken out of it serves none.
         device_kind: `cpu`, `cuda` or `mps`.
         compiled: whether torch compiles the model around it.
     """
-    return device_kind in PATHS[path].kinds and (not compiled or PATHS[path].of_compiled)
+    known = PATHS.get(path)
+    return known is not None and device_kind in known.kinds and (not compiled or known.of_compiled)
 
 
 def attention_kernel(device_kind: str, item_bytes: int) -> str:
