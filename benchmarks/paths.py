@@ -4,8 +4,9 @@
 
 One trainer of the recipe in one process, and one batch: packed rows of conversations whose lengths are skewed. In
 turns, each side takes a step on it (forward, back, clipping, optimizer): upstream's code, all paths, and all but each
-one. What counts is the ratio within a turn. Beside them stands the rate of the products alone, as it is in that turn.
-A profile of a step, operator by operator, is kept of upstream's code and of all paths.
+one. What counts is the ratio within a turn, and what each keeps for the way back. Beside them stands the rate of the
+products alone, the highest that this machine has shown. A profile of a step, operator by operator, is kept of
+upstream's code and of all paths.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from hf_peft_recipes.plan.profiles import measure_cpu
 from hf_peft_recipes.results import write_text
 from hf_peft_recipes.speed import PATHS
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 UPSTREAM, ALL = "upstream", "all paths"
 _SECONDS = 0.5
 """For the products alone, each turn."""
@@ -99,6 +100,23 @@ class Step:
         self.model.zero_grad()
         return loss
 
+    def kept_bytes(self) -> int:
+        """Return what autograd keeps of a row for the way back, weights left out, each piece of memory once."""
+        from torch.autograd.graph import saved_tensors_hooks
+
+        weights = {weight.untyped_storage().data_ptr() for weight in self.model.parameters()}
+        kept: dict[int, Any] = {}
+
+        def keep(tensor: Any) -> Any:
+            kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+            return tensor
+
+        with saved_tensors_hooks(keep, lambda tensor: tensor), self.trainer.compute_loss_context_manager():
+            loss = self.trainer.compute_loss(self.model, dict(self.batches[0]), num_items_in_batch=self.items)
+        total = sum(one.untyped_storage().nbytes() for pointer, one in kept.items() if pointer not in weights)
+        del loss
+        return total
+
     def work(self) -> dict[str, list[int]]:
         """Return what the batch comes to: its tokens, those with loss, and the squared lengths of its documents."""
         supervised = sum(int((batch["labels"] != -100).sum()) for batch in self.batches)
@@ -112,21 +130,23 @@ class Step:
 
 
 def measure(step: Step, turns: int) -> dict[str, Any]:
-    """Return seconds of each side and the products' rate, turn by turn, and the losses of each side's first step."""
+    """Return seconds of each side and the products' rate, turn by turn, its first loss and what it keeps of a row."""
     device, table = detect_device(), sides()
     seconds: dict[str, list[float]] = {name: [] for name in table}
-    losses, rates, names = dict[str, float](), list[float](), list(table)
+    losses, kept, rates, names = dict[str, float](), dict[str, int](), list[float](), list(table)
     for turn in range(-1, turns):
         if turn >= 0:
             rates.append(measure_cpu(device, _SECONDS).product_flops(2 if device.bf16 else 4))
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             with step.taking(table[name]):
+                if turn < 0:
+                    kept[name] = step.kept_bytes()
                 start = time.perf_counter()
                 losses.setdefault(name, step.take())
             if turn >= 0:
                 seconds[name].append(time.perf_counter() - start)
         print(f"turn {turn + 1}/{turns}", file=sys.stderr, flush=True)
-    return {"seconds": seconds, "losses": losses, "product_flops": rates}
+    return {"seconds": seconds, "losses": losses, "kept_bytes": kept, "product_flops": rates}
 
 
 def profiled(step: Step, paths: Sequence[str]) -> dict[str, Any]:

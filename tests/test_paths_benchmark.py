@@ -56,6 +56,14 @@ def test_ratios_and_shares_follow_from_the_seconds(result):
     assert all(0 < found["median"] < 1 for found in result["share_of_product_rate"].values())
 
 
+def test_each_path_that_is_left_out_keeps_more_for_the_way_back(result):
+    kept = result["kept_bytes"]
+    assert kept[ALL] < 0.6 * kept[UPSTREAM]
+    # Blocks take their layers along, and what turns positions keeps nothing either way.
+    for name in ("loss_head", "lora_linear", "gated_mlp", "rms_norm"):
+        assert kept[ALL] < kept[f"all but {name}"] < kept[UPSTREAM], name
+
+
 def test_the_profiles_are_of_different_code(result):
     names = {side: {one["name"] for one in result["profiles"][side]["top"]} for side in (ALL, UPSTREAM)}
     assert any("LoraLinear" in name for name in names[ALL]) and not any(

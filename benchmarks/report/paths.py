@@ -9,13 +9,13 @@ from typing import Any
 
 from benchmarks.paths import ALL, SCHEMA_VERSION, UPSTREAM
 from benchmarks.report.palette import colours_of, plain
-from benchmarks.report.pieces import Block, Plot, Section, Table, number, share, spread, wrap
+from benchmarks.report.pieces import MIB, Block, Plot, Section, Table, number, share, spread, wrap
 from benchmarks.report.provenance import read_provenance
 from hf_peft_recipes.errors import UserError
 
 Result = Mapping[str, Any]
 
-_HEADINGS = ("a step by", "its time to that by all paths", "tokens/s", "of the products' rate")
+_HEADINGS = ("a step by", "its time to that by all paths", "tokens/s", "of the products' rate", "kept of a row, MiB")
 _TEXT = (
     "One batch and one trainer in one process; each side takes a step in turn: forward, back, clipping, optimizer. "
     "Ratios are of one turn. The products' rate is the highest that this machine has shown; the share counts the "
@@ -49,7 +49,9 @@ def report(path: Path, name: str) -> Section | None:
     told = (
         f"A {recipe} step of {result['tokens'][0]} packed tokens by upstream's code takes "
         f"{_spread(result['time_to_all_paths'][UPSTREAM], 2)} times as long as by all faster paths, which reach "
-        f"{_spread(result['share_of_product_rate'][ALL], 2)} of the products' rate; products are {products} of it."
+        f"{_spread(result['share_of_product_rate'][ALL], 2)} of the products' rate; products are {products} of it. "
+        f"Of a row all paths keep {number(result['kept_bytes'][ALL] / MIB)} MiB for the way back, upstream's code "
+        f"{number(result['kept_bytes'][UPSTREAM] / MIB)}."
     )
     return Section(f"What each faster path brings: {recipe}", wrap(_TEXT), table, plot, Block(provenance, told))
 
@@ -60,6 +62,7 @@ def _row(result: Result, side: str) -> list[str]:
         _spread(result["time_to_all_paths"][side], 2),
         _spread(result["tokens_per_second"][side], 0),
         _spread(result["share_of_product_rate"][side], 2),
+        number(result["kept_bytes"][side] / MIB),
     ]
 
 
