@@ -30,7 +30,7 @@ _TAKEN = {
 """What TRL's kernels take, in their order (1.16); each stands beside one in torch that takes the same."""
 
 
-class TileScores(torch.autograd.Function):
+class TileScores(TokenScores):
     """What `TokenScores` does, by TRL's kernels, which turn a tile of logits into its gradient in place."""
 
     @staticmethod
@@ -78,12 +78,6 @@ class TileScores(torch.autograd.Function):
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(entropy, is_top1)
         return target_logit - log_z, entropy, is_top1
-
-    @staticmethod
-    def backward(ctx: Any, by_log_probs: torch.Tensor, *_: Any) -> tuple[torch.Tensor, None, None]:
-        """Return the gradient by the hidden states, given that by the log-probabilities."""
-        (gradient,) = ctx.saved_tensors
-        return gradient * by_log_probs[:, None].to(gradient.dtype), None, None
 
 
 SCORES: dict[str, Any] = {"cuda": TileScores}
