@@ -39,7 +39,7 @@ from hf_peft_recipes.scorers.rewards import Reward, read_rewards
 from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.spec.objectives import objective_facts
 from hf_peft_recipes.spec.recompute import NOTHING, Recompute, read_recompute
-from hf_peft_recipes.speed import recompute, speed_up
+from hf_peft_recipes.speed import Speed, recompute, speed_up
 from hf_peft_recipes.stopping import BudgetEnd, budget_arguments, stopping_callbacks
 from hf_peft_recipes.trajectory import Trajectory
 
@@ -145,12 +145,13 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
         trainer.add_callback(Progress(lambda: phases.peak_memory_bytes("train") or 0))
     # Their shortcuts read weights that a process may hold in part.
     faster = recipe.value("speed") != "off" and not world.shards and not facts.compares
-    speed = speed_up(model, detect_device().kind, facts.packs, bool(arguments.torch_compile)) if faster else []
+    compiled = bool(arguments.torch_compile)
+    speed = speed_up(model, detect_device().kind, facts.packs, compiled) if faster else Speed([], [])
     again, told = _recompute(recipe, request, tokenized, world, model)
     phases.lap("load")
     return Prepared(
-        trainer, model, tokenized.renderer, tokenized.checks, data, speed, again, parameters, world, phases, method,
-        rewards, trainer.signal if rewards else None, told,
+        trainer, model, tokenized.renderer, tokenized.checks, data, speed.paths, again, parameters, world, phases, method,
+        rewards, trainer.signal if rewards else None, [*speed.told, *told],
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.finite.culprit import broken_weight
 from hf_peft_recipes.models import load_base
 from hf_peft_recipes.speed import gated_mlp, lora_linear
+from hf_peft_recipes.speed.lora_layers import why_not_plain
 
 SECTION = {"quant_method": "torchao", "quant_type": "Float8WeightOnlyConfig"}
 LORA = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
@@ -168,9 +169,9 @@ def test_the_faster_paths_know_it_and_agree_with_peft(base):
 def test_a_layer_that_rounds_its_input_too_is_left_to_peft(base):
     plain = with_adapter(copy.deepcopy(base))
     layer = plain.base_model.model.model.layers[0].self_attn.q_proj
-    assert lora_linear.is_plain(layer)
+    assert why_not_plain(layer) is None
     layer.base_layer.weight.act_quant_kwargs = object()
-    assert not lora_linear.is_plain(layer)
+    assert why_not_plain(layer) == "another quantisation of torchao's"
 
 
 def test_a_weight_that_is_not_finite_is_named(base):

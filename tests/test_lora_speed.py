@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from collections import Counter
 from contextlib import nullcontext
 
 import pytest
@@ -12,8 +13,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_peft_recipes.embedded import MODEL_DIR
-from hf_peft_recipes.speed import gated_mlp, lora_linear, nf4
+from hf_peft_recipes.speed import Taken, gated_mlp, lora_layers, lora_linear, nf4
 from hf_peft_recipes.speed.gated_mlp import GatedMlp
+from hf_peft_recipes.speed.lora_layers import why_not_plain
 from hf_peft_recipes.speed.lora_linear import LoraLinear, Way
 
 TOKENS = torch.randint(5, 200, (2, 24), generator=torch.Generator().manual_seed(1))
@@ -195,7 +197,7 @@ def test_who_has_replaced_a_block_or_a_layer_keeps_it(monkeypatch):
     agree(plain, fast, 1e-5)
     assert asked == [theirs_in, layer] and "forward" not in vars(block)
     # Ours is known again, in a copy too.
-    assert gated_mlp.install(copy.deepcopy(fast)) and not lora_linear.is_plain(layer)
+    assert gated_mlp.install(copy.deepcopy(fast)) and why_not_plain(layer)
 
 
 def test_less_is_kept_for_the_way_back():
@@ -212,7 +214,8 @@ def test_what_is_not_plain_is_left_to_peft():
     trained = pair()[0]
     for one in trained.parameters():
         one.requires_grad_(True)
-    assert not lora_linear.install(trained)
+    assert lora_linear.install(trained) == Taken(0, Counter({"the base learns": 28}))
+    assert lora_linear.install(pair(use_dora=True)[0]) == Taken(0, Counter({"the adapter is a DoraLinearVariant": 28}))
 
 
 def test_float16_is_left_to_peft(monkeypatch):
@@ -235,26 +238,30 @@ def logits(model):
     return model(TOKENS, use_cache=False).logits.detach()
 
 
+def said(caplog):
+    return [record.message.partition(": ")[2] for record in caplog.records if "PEFT's own code" in record.message]
+
+
 def test_adapters_that_are_switched_or_merged_go_peft_s_way(caplog):
     plain, fast, _ = pair()
+    lora_layers._say.cache_clear()
     with plain.disable_adapter(), fast.disable_adapter():
         assert torch.equal(logits(fast), logits(plain))
     for model in (plain, fast):
         torch.manual_seed(4)
         model.add_adapter("other", LoraConfig(r=4, target_modules="all-linear"))
         model.base_model.set_adapter(["default", "other"])
-    lora_linear._say.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert torch.equal(logits(fast), logits(plain))
-    assert [record.message for record in caplog.records if "adapters are active" in record.message] == [
-        "2 adapters are active: their layers are computed by PEFT's own code"
-    ]
+    assert said(caplog) == ["the adapter is disabled", "2 adapters are active"]
     for model in (plain, fast):
         model.set_adapter("other")
     agree(plain, fast, 1e-5)
     for model in (plain, fast):
         model.merge_adapter()
+    caplog.clear()
     torch.testing.assert_close(logits(fast), logits(plain), rtol=0, atol=0)
+    assert said(caplog) == ["the adapter is merged"]
     for model in (plain, fast):
         model.unmerge_adapter()
     merged = [logits(model.merge_and_unload()) for model in (plain, fast)]

@@ -4,14 +4,17 @@ import json
 
 import pytest
 from conftest import write_jsonl
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hf_peft_recipes import get_recipe
 from hf_peft_recipes.device import detect_device
+from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.measure.clock import Step
 from hf_peft_recipes.plan import timing
 from hf_peft_recipes.plan.documents import Documents
 from hf_peft_recipes.plan.job import make_job
+from hf_peft_recipes.speed import speed_up
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 7, "num_attention_heads": 2,
@@ -56,6 +59,24 @@ def test_what_is_timed_is_the_model_that_was_planned(name):
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
     assert any(".layers.1." in name for name in trained) and not any(".layers.2." in name for name in trained)
     assert all(("lora_" in one) == (name == "lora") for one in trained)
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_what_is_timed_takes_the_paths_that_a_run_takes(name, monkeypatch, tmp_path):
+    taken = []
+    monkeypatch.setattr(timing, "speed_up", lambda *asked, **named: taken.append(speed_up(*asked, **named).paths))
+    recipe = get_recipe(name, **QUICK)
+    timing.time_step(job_of(recipe), recipe.resolved)
+    config = CONFIG | {"num_hidden_layers": 1}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(MODEL_DIR).save_pretrained(tmp_path / "model")
+    write_jsonl(tmp_path / "rows.jsonl", [{"prompt": f"What is {n}?", "completion": "A number."} for n in range(8)])
+    run = get_recipe(
+        name, model=str(tmp_path / "model"), dataset=str(tmp_path / "rows.jsonl"), max_steps=1, certify="off", **QUICK
+    )
+    run.train(output_dir=tmp_path / "out")
+    assert taken == [json.loads((tmp_path / "out" / "result.json").read_text())["speed"]] * 2
 
 
 def test_the_rows_are_like_the_data():

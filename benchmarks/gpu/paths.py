@@ -47,7 +47,7 @@ def check_paths(model: str, length: int, quantized: bool) -> list[Finding]:
     fast = copy.deepcopy(plain)
     for one in (plain, fast):
         add_fused_lm_head(one.get_base_model(), outputs=("log_probs", "entropy", "is_top1"))
-    taken = speed_up(fast, device)
+    taken = speed_up(fast, device).paths
     row = _row(length, base.config.vocab_size, device)
     found = [_outcome(one, row, torch.bfloat16) for one in (plain, fast)]
     findings: list[Finding] = [

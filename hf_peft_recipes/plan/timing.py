@@ -112,7 +112,7 @@ def _steps(job: Job, recipe: ResolvedRecipe, layers: int, rows: Sequence[dict[st
             trainer.remove_callback(callback)
         clock.watch(trainer)
         if job.speed:
-            speed_up(model, job.device.kind, bool(job.arguments.get("torch_compile")))
+            speed_up(model, job.device.kind, compiled=bool(job.arguments.get("torch_compile")))
         trainer.train()
     return list(clock.timed(WARMUP))
 

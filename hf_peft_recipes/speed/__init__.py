@@ -1,23 +1,52 @@
 """Faster paths through a model that is ready to train, each exact to rounding; `speed: off` leaves it as it is."""
 
-import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, NamedTuple
-
-_logger = logging.getLogger(__name__)
 
 
 class Path(NamedTuple):
     """One faster path."""
 
     module: str
-    """Its `install(model) -> bool` says whether the model takes it."""
+    """Its `install(model) -> Taken` lets the model take it."""
     kinds: tuple[str, ...] = ("cpu", "cuda")
     """The kinds of device that it serves."""
     of_packed: bool = False
     """Whether it is for objectives that pack rows alone."""
     of_compiled: bool = False
     """Whether it stands outside what torch compiles: all others hand a compiled model back to its own code."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a path has taken of a model; false where that is nothing."""
+
+    parts: int
+    """Layers, norms, blocks, or 1 for the whole model."""
+    left: Counter[str] = field(default_factory=Counter)
+    """Parts of its kind that are left to upstream's code, by the reason."""
+
+    def __bool__(self) -> bool:
+        return self.parts > 0
+
+
+def sort_out(reasons: Iterable[str | None]) -> Taken:
+    """Return what is taken of parts, each with the reason why it cannot be; None where it can."""
+    counted = Counter(reasons)
+    parts = counted.pop(None, 0)
+    return Taken(parts, Counter({reason: count for reason, count in counted.items() if reason is not None}))
+
+
+class Speed(NamedTuple):
+    """The paths of a model."""
+
+    paths: list[str]
+    """Those that it takes, in part at least."""
+    told: list[str]
+    """What of their kind is left to upstream's code, and why, in a line; none where nothing is."""
 
 
 _ROOM = "hf_peft_recipes.speed"
@@ -47,8 +76,8 @@ HEAD_TILE = 4096 * 32768
 """Logits that the loss head makes at a time elsewhere: as many as TRL's own head holds; no other number was tried."""
 
 
-def speed_up(model: Any, device_kind: str, packs: bool = True, compiled: bool = False) -> list[str]:
-    """Return the names of the paths that the model takes from now on.
+def speed_up(model: Any, device_kind: str, packs: bool = True, compiled: bool = False) -> Speed:
+    """Let a model take what paths it can; return which, and what there is to tell.
 
     Args:
         model: ready to train, its adapter in place.
@@ -56,10 +85,19 @@ def speed_up(model: Any, device_kind: str, packs: bool = True, compiled: bool = 
         packs: whether its rows are packed documents.
         compiled: whether torch compiles the model around them.
     """
-    taken = [name for name, path in PATHS.items() if packs >= path.of_packed and serves(name, device_kind, compiled)]
-    if compiled and (left := [name for name in PATHS if serves(name, device_kind) and name not in taken]):
-        _logger.warning("torch.compile joins operations as they are, so that these paths are not taken: %s", left)
-    return [name for name in taken if import_module(PATHS[name].module).install(model)]
+    meant = [name for name, path in PATHS.items() if packs >= path.of_packed and serves(name, device_kind)]
+    asked = [name for name in meant if serves(name, device_kind, compiled)]
+    taken: dict[str, Taken] = {name: import_module(PATHS[name].module).install(model) for name in asked}
+    left = [
+        f"{name} for {count} of {of.parts + of.left.total()} ({reason})"
+        for name, of in taken.items()
+        for reason, count in of.left.items()
+    ]
+    left += [f"{name} (torch.compile joins operations as they are)" for name in meant if name not in asked]
+    if meant and not left and not any(taken.values()):
+        left = [f"all (none knows a {type(model).__name__})"]
+    told = [f"Left to upstream's own code, of what is faster here: {', '.join(left)}"] if left else []
+    return Speed([name for name, of in taken.items() if of], told)
 
 
 def serves(path: str, device_kind: str, compiled: bool = False) -> bool:

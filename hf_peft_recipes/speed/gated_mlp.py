@@ -7,7 +7,6 @@ little beside the products (SwiGLU: Shazeer 2020, arXiv:2002.05202). Where `reco
 
 from __future__ import annotations
 
-import inspect
 from types import MethodType
 from typing import Any
 
@@ -15,19 +14,19 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
-from hf_peft_recipes.speed.lora_linear import (
+from hf_peft_recipes.speed import Taken, sort_out
+from hf_peft_recipes.speed.lora_layers import (
     Projection,
-    Way,
     as_base,
-    flat,
-    is_hooked,
-    is_plain,
-    is_replaced,
+    is_lora,
     product_dtype,
     projection_of,
+    why_not_plain,
 )
+from hf_peft_recipes.speed.lora_linear import Way, flat
+from hf_peft_recipes.speed.modules import is_hooked, is_replaced, is_written
 
-_CODE = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
+_CODE = ("self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))",)
 """What all blocks that are meant here do, in transformers' words: Llama's, Mistral's, Qwen's, SmolLM3's."""
 _PARTS = ("gate_proj", "up_proj", "down_proj")
 
@@ -88,12 +87,13 @@ class GatedMlp(torch.autograd.Function):
         return by_x, None, None, *by_gate, *by_up, *by_down
 
 
-def install(model: Any) -> bool:
-    """Let each gated block, all of whose layers are plain LoRA layers, be one function; return whether there is any."""
-    found = [module for module in model.modules() if _is_gated(module)]
-    for block in found:
-        block.forward = MethodType(_forward, block)
-    return bool(found)
+def install(model: Any) -> Taken:
+    """Let each gated block, all of whose layers are plain LoRA layers, be one function."""
+    blocks = {module: _why_not(module) for module in model.modules() if _has_lora(module)}
+    for block, reason in blocks.items():
+        if reason is None:
+            block.forward = MethodType(_forward, block)
+    return sort_out(blocks.values())
 
 
 def _forward(block: Any, x: torch.Tensor) -> Any:
@@ -132,11 +132,23 @@ def _projections(block: Any, x: torch.Tensor) -> list[Projection] | None:
     return [part for part in parts if part is not None]
 
 
-def _is_gated(module: Any) -> bool:
-    if not all(is_plain(getattr(module, name, None)) for name in _PARTS) or not hasattr(module, "act_fn"):
-        return False
-    if is_replaced(module, _forward):
-        return False
-    activation = module.act_fn
+def _has_lora(module: Any) -> bool:
+    return any(is_lora(getattr(module, name, None)) for name in _PARTS)
+
+
+def _why_not(block: Any) -> str | None:
+    for name in _PARTS:
+        layer = getattr(block, name, None)
+        if not is_lora(layer):
+            return f"no LoRA on {name}"
+        if reason := why_not_plain(layer):
+            return reason
+    if is_replaced(block):
+        return "another's function stands in the block's place"
+    if hasattr(block, "_hf_hook"):
+        return "accelerate fetches the weights"
+    activation = getattr(block, "act_fn", None)
     is_silu = isinstance(activation, torch.nn.SiLU) or type(activation).__name__ == "SiLUActivation"
-    return is_silu and not hasattr(module, "_hf_hook") and _CODE in inspect.getsource(type(module).forward)
+    if not is_silu or not is_written(type(block).forward, _CODE):
+        return f"{type(block).__name__} is no gated SiLU block"
+    return None

@@ -7,33 +7,16 @@ all layers that read it, and what the adapter adds is added in place.
 
 from __future__ import annotations
 
-import functools
-import logging
 from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from hf_peft_recipes.float8 import is_float8, is_weight_only, whole
+from hf_peft_recipes.float8 import is_float8, whole
+from hf_peft_recipes.speed import Taken, sort_out
+from hf_peft_recipes.speed.lora_layers import as_base, is_lora, product_dtype, projection_of, why_not_plain
 from hf_peft_recipes.speed.nf4 import dequantize
-
-_logger = logging.getLogger(__name__)
-DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-"""float16 is left to PEFT: its adapters work in float32, where nothing overflows."""
-
-
-class Projection(NamedTuple):
-    """One layer as it is to be computed now: a frozen base and an adapter."""
-
-    base: torch.nn.Module
-    a: torch.Tensor
-    """Of shape (rank, inputs)."""
-    b: torch.Tensor
-    """Of shape (outputs, rank)."""
-    scaling: float
-    dropout: torch.nn.Module | None
-    """None where nothing is dropped."""
 
 
 class Way(NamedTuple):
@@ -141,18 +124,19 @@ class LoraLinear(torch.autograd.Function):
         return by_x, by_dropped, by_a, by_b, None
 
 
-def install(model: Any) -> bool:
-    """Let each plain LoRA layer over a frozen base be one function; return whether there is any.
+def install(model: Any) -> Taken:
+    """Let each plain LoRA layer over a frozen base be one function.
 
     DoRA and other variants, trained bases, biases of their own, quantisation of another kind than NF4 and 8-bit floats
     keep to PEFT's way; so does, at any moment, a layer whose adapter is merged or disabled, or one of several that are
     active.
     """
-    found = [module for module in model.modules() if is_plain(module)]
-    for layer in found:
-        # Bound to the layer, and so to a copy of it where the model is copied.
-        layer.forward = MethodType(_forward, layer)
-    return bool(found)
+    layers = {module: why_not_plain(module) for module in model.modules() if is_lora(module)}
+    for layer, reason in layers.items():
+        if reason is None:
+            # Bound to the layer, and so to a copy of it where the model is copied.
+            layer.forward = MethodType(_forward, layer)
+    return sort_out(layers.values())
 
 
 def _forward(layer: Any, x: torch.Tensor, *others: Any, **named: Any) -> Any:
@@ -164,99 +148,6 @@ def _forward(layer: Any, x: torch.Tensor, *others: Any, **named: Any) -> Any:
     return as_base(LoraLinear.apply(x, dropped, projection.a, projection.b, way), projection.base, x)
 
 
-def as_base(out: torch.Tensor, base: Any, x: torch.Tensor) -> torch.Tensor:
-    """Return an output in the dtype that the base's own would have: one in four bits gives back its input's."""
-    return out.to(x.dtype) if hasattr(base, "compute_dtype") else out
-
-
-def projection_of(layer: Any, x: torch.Tensor) -> Projection | None:
-    """Return how a layer is to be computed now; None where that is PEFT's own way.
-
-    Args:
-        layer: a module; of LoRA or not.
-        x: its input.
-    """
-    # What is evaluated or generated comes from PEFT's code, as it does for whoever loads the adapter. A compiler wants
-    # operations that it can join with others.
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return None
-    if not is_plain(layer) or layer.disable_adapters or layer.merged or x.dtype not in DTYPES:
-        return None
-    if len(names := layer.active_adapters) != 1:
-        _say(f"{len(names)} adapters are active: their layers are computed by PEFT's own code")
-        return None
-    name = names[0]
-    if name not in layer.lora_A or name in layer.lora_variant:
-        return None
-    down, up, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
-    # Who has hooked into a part wants to see it run.
-    parts = (layer.base_layer, down, up)
-    if up.bias is not None or down.bias is not None or any(map(is_hooked, parts)):
-        return None
-    drops = isinstance(dropout, torch.nn.Dropout) and dropout.training and dropout.p > 0
-    if not drops and not isinstance(dropout, (torch.nn.Identity, torch.nn.Dropout)):
-        return None
-    # Without autocast PEFT computes an adapter in its own precision, which is more than the base's.
-    if not torch.is_autocast_enabled(x.device.type) and down.weight.dtype != product_dtype(layer.base_layer, x):
-        return None
-    scaling = float(layer.scaling[name])
-    return Projection(layer.base_layer, down.weight, up.weight, scaling, dropout if drops else None)
-
-
-def product_dtype(base: Any, x: torch.Tensor) -> torch.dtype:
-    """Return in which precision a layer's products are made: autocast's, a quantised weight's, the input's."""
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return getattr(base, "compute_dtype", None) or x.dtype
-
-
 def flat(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return a tensor of shape (tokens, width) in a dtype: itself, seen otherwise, where it has that already."""
     return x.reshape(-1, x.shape[-1]).to(dtype)
-
-
-def is_hooked(module: torch.nn.Module) -> bool:
-    """Return whether something waits for the module to be called."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
-
-
-def is_replaced(module: torch.nn.Module, ours: Any) -> bool:
-    """Return whether somebody else has given the module a way of its own, as liger-kernel does with what it knows.
-
-    Args:
-        module: of a model.
-        ours: the function that we put in the place of its `forward`.
-    """
-    own = vars(module).get("forward")
-    return own is not None and getattr(own, "__func__", None) is not ours
-
-
-def is_plain(layer: Any) -> bool:
-    """Return whether a module is a LoRA layer over a frozen base of a kind that is known here."""
-    from peft.tuners import lora
-
-    if type(layer) is lora.Linear or type(layer).__name__ == "TorchaoLoraLinear":
-        if type(layer.base_layer) is not torch.nn.Linear or layer.fan_in_fan_out:
-            return False
-        if type(layer) is not lora.Linear and not is_weight_only(layer.base_layer.weight):
-            return False
-    elif type(layer) is not getattr(lora, "Linear4bit", None) or not _is_nf4(layer.base_layer):
-        return False
-    base = layer.base_layer
-    frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
-    # Where accelerate has put itself before a layer, it fetches the weight from elsewhere.
-    fetched = hasattr(base, "_hf_hook") or hasattr(layer, "_hf_hook")
-    return frozen and not fetched and not is_replaced(layer, _forward)
-
-
-def _is_nf4(base: Any) -> bool:
-    state = getattr(getattr(base, "weight", None), "quant_state", None)
-    return type(base).__name__ == "Linear4bit" and state is not None and state.quant_type == "nf4"
-
-
-@functools.cache
-def _say(what: str) -> None:
-    _logger.warning(what)

@@ -11,23 +11,23 @@ from typing import Any
 import torch
 from trl.trainer import utils as trl_utils
 
+from hf_peft_recipes.speed import Taken, sort_out
 from hf_peft_recipes.speed.head_scores import SCORES, knows_kernels, score
 
 # Models that scale or cap their logits keep to TRL's own head.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
-def install(model: Any) -> bool:
-    """Let TRL's fused head of the model skip masked tokens; return whether it does.
+def install(model: Any) -> Taken:
+    """Let TRL's fused head of the model skip masked tokens.
 
     That takes a frozen, unscaled linear head, as after LoRA on `all-linear`; a head that learns needs a gradient of
     its own.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     upstream = vars(base).get("forward")
-    fused = upstream is not None and "fused_lm_head" in inspect.signature(upstream, follow_wrapped=False).parameters
-    if not fused or not _is_plain(base) or (_device(base).type in SCORES and not knows_kernels()):
-        return False
+    if reason := _why_not(base, upstream):
+        return sort_out([reason])
 
     # Generation looks up in the signature what the model takes.
     @functools.wraps(upstream)
@@ -54,7 +54,7 @@ def install(model: Any) -> bool:
         )
 
     base.forward = forward
-    return True
+    return Taken(1)
 
 
 def _device(base: Any) -> torch.device:
@@ -62,9 +62,18 @@ def _device(base: Any) -> torch.device:
     return device
 
 
-def _is_plain(base: Any) -> bool:
+def _why_not(base: Any, upstream: Any) -> str | None:
+    if upstream is None or "fused_lm_head" not in inspect.signature(upstream, follow_wrapped=False).parameters:
+        return "TRL joins no head and loss here"
     head, config = base.get_output_embeddings(), base.config.get_text_config()
-    changes = any(getattr(config, name, None) not in (None, 1, 1.0) for name in _LOGIT_CHANGES)
-    experts = bool(getattr(config, "output_router_logits", False))
-    frozen = type(head) is torch.nn.Linear and head.bias is None and not head.weight.requires_grad
-    return frozen and not changes and not experts and hasattr(trl_utils, "FusedCausalLMOutput")
+    if type(head) is not torch.nn.Linear or head.bias is not None:
+        return f"the head is a {type(head).__name__} or has a bias"
+    if head.weight.requires_grad:
+        return "the head learns"
+    if any(getattr(config, name, None) not in (None, 1, 1.0) for name in _LOGIT_CHANGES):
+        return "logits are scaled or capped"
+    if getattr(config, "output_router_logits", False):
+        return "routers have a loss of their own"
+    if not hasattr(trl_utils, "FusedCausalLMOutput") or (_device(base).type in SCORES and not knows_kernels()):
+        return "another version of TRL"
+    return None

@@ -6,14 +6,15 @@ and one number a token.
 
 from __future__ import annotations
 
-import inspect
 from types import MethodType
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from hf_peft_recipes.speed.lora_linear import DTYPES
+from hf_peft_recipes.speed import Taken, sort_out
+from hf_peft_recipes.speed.lora_layers import DTYPES
+from hf_peft_recipes.speed.modules import is_replaced, is_written
 
 _CODE = (
     "variance = hidden_states.pow(2).mean(-1, keepdim=True)",
@@ -53,12 +54,13 @@ class RmsNorm(torch.autograd.Function):
         return weighted.addcmul_(precise, along).mul_(scale).to(x.dtype), None, None
 
 
-def install(model: Any) -> bool:
-    """Let each norm whose weight is frozen be one function; return whether there is any."""
-    found = [module for module in model.modules() if _is_meant(module)]
-    for norm in found:
-        norm.forward = MethodType(_forward, norm)
-    return bool(found)
+def install(model: Any) -> Taken:
+    """Let each norm whose weight is frozen be one function."""
+    norms = {module: _why_not(module) for module in model.modules() if type(module).__name__.endswith("RMSNorm")}
+    for norm, reason in norms.items():
+        if reason is None:
+            norm.forward = MethodType(_forward, norm)
+    return sort_out(norms.values())
 
 
 def _forward(norm: Any, x: torch.Tensor) -> Any:
@@ -68,9 +70,10 @@ def _forward(norm: Any, x: torch.Tensor) -> Any:
     return RmsNorm.apply(x, norm.weight, norm.variance_epsilon)
 
 
-def _is_meant(module: Any) -> bool:
-    weight = getattr(module, "weight", None)
-    if weight is None or weight.requires_grad or not hasattr(module, "variance_epsilon") or "forward" in vars(module):
-        return False
-    source = inspect.getsource(type(module).forward)
-    return all(line in source for line in _CODE)
+def _why_not(norm: Any) -> str | None:
+    weight = getattr(norm, "weight", None)
+    if is_replaced(norm):
+        return "another's function stands in the norm's place"
+    if weight is None or not hasattr(norm, "variance_epsilon") or not is_written(type(norm).forward, _CODE):
+        return f"{type(norm).__name__} is another norm"
+    return "the norm learns" if weight.requires_grad else None

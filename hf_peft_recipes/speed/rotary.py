@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from hf_peft_recipes.speed.lora_linear import DTYPES
+from hf_peft_recipes.speed import Taken, sort_out
+from hf_peft_recipes.speed.lora_layers import DTYPES
+from hf_peft_recipes.speed.modules import is_written
 
 _NAME = "apply_rotary_pos_emb"
 _CODE = {
@@ -58,27 +60,37 @@ def _turned(x: torch.Tensor, cos: torch.Tensor, to_first: torch.Tensor, to_secon
     return out
 
 
-def install(model: Any) -> bool:
-    """Let each attention layer turn its queries and keys by one function; return whether there is any."""
-    found = [(module, function) for module in model.modules() if (function := _with_rotary(module)) is not None]
-    for module, function in found:
-        module.forward = MethodType(function, module)
-    return bool(found)
+def install(model: Any) -> Taken:
+    """Let each attention layer turn its queries and keys by one function."""
+    layers = {module: _why_not(module) for module in model.modules() if _rotates(module)}
+    for layer, reason in layers.items():
+        if reason is None:
+            layer.forward = MethodType(_with_rotary(type(layer).forward), layer)
+    return sort_out(layers.values())
 
 
-def _with_rotary(module: Any) -> FunctionType | None:
-    """Return the module's forward with our function in the place of the one that it calls by name; None if it cannot.
-
-    The name is looked up in the globals of the model's file. Only this module gets others, and no model beside it.
-    """
+def _rotates(module: Any) -> bool:
     forward = getattr(type(module), "forward", None)
-    if not isinstance(forward, FunctionType) or _NAME not in forward.__code__.co_names or "forward" in vars(module):
-        return None
-    if not all(_is_written(forward.__globals__.get(name), lines) for name, lines in _CODE.items()):
-        return None
+    return isinstance(forward, FunctionType) and _NAME in forward.__code__.co_names
+
+
+def _why_not(layer: Any) -> str | None:
+    names = type(layer).forward.__globals__
+    if "forward" in vars(layer):
+        return "another's function stands in the layer's place"
+    if not all(is_written(names.get(name), lines) for name, lines in _CODE.items()):
+        return f"{type(layer).__name__} turns in another way"
+    if tuple(inspect.signature(names[_NAME]).parameters) != _TAKEN:
+        return f"{type(layer).__name__} turns by other arguments"
+    return None
+
+
+def _with_rotary(forward: FunctionType) -> FunctionType:
+    """Return a layer's forward with our function in the place of the one that it calls by name.
+
+    The name is looked up in the globals of the model's file. Only this layer gets others, and no model beside it.
+    """
     upstream = forward.__globals__[_NAME]
-    if tuple(inspect.signature(upstream).parameters) != _TAKEN:
-        return None
 
     def rotate(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1) -> Any:
         # What is evaluated or generated comes from transformers' code.
@@ -94,7 +106,3 @@ def _with_rotary(module: Any) -> FunctionType | None:
     )  # fmt: skip
     made.__kwdefaults__ = forward.__kwdefaults__
     return made
-
-
-def _is_written(function: Any, lines: tuple[str, ...]) -> bool:
-    return function is not None and all(line in inspect.getsource(function) for line in lines)

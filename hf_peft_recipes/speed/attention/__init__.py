@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from hf_peft_recipes.speed import attention_kernel
+from hf_peft_recipes.speed import Taken, attention_kernel, sort_out
 from hf_peft_recipes.speed.attention.by_document import attend_by_document
 from hf_peft_recipes.speed.attention.documents import Documents, documents_of, read_lengths, write_bounds, write_mask
 from hf_peft_recipes.speed.attention.varlen import attend_varlen, can_attend_varlen
@@ -30,19 +30,20 @@ _OTHER_SCORES = ("position_bias", "softcap")
 """What changes scores beside the mask, in the words of transformers' attention functions."""
 
 
-def install(model: Any) -> bool:
-    """Let the model attend a document at a time; return whether it does.
+def install(model: Any) -> Taken:
+    """Let the model attend a document at a time.
 
     Only a model on SDPA can, and only one whose own code hands masks on as they are.
     """
-    if model.config._attn_implementation != "sdpa" or not model._can_set_attn_implementation():
-        return False
+    asked = model.config._attn_implementation
+    if asked != "sdpa" or not model._can_set_attn_implementation():
+        return sort_out([f"attention is {asked}, not SDPA" if asked != "sdpa" else "the model takes no other attention"])
     if any(_looks_into_masks(kind) for kind in {type(module) for module in model.modules()}):
-        return False
+        return sort_out(["the model's own code looks into masks"])
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, make_mask)
     model.set_attn_implementation(NAME)
-    return bool(model.config._attn_implementation == NAME)
+    return sort_out([None if model.config._attn_implementation == NAME else "the model takes no other attention"])
 
 
 def make_mask(batch_size: int, q_length: int, kv_length: int, **asked: Any) -> torch.Tensor | None:

@@ -1,0 +1,34 @@
+"""What a path asks of a module before it takes it: who else has put something in its place, and what its code says."""
+
+import inspect
+from typing import Any
+
+import torch
+
+
+def is_hooked(module: torch.nn.Module) -> bool:
+    """Return whether something waits for the module to be called."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def is_replaced(module: torch.nn.Module) -> bool:
+    """Return whether somebody else has given the module a way of its own, as liger-kernel does with what it knows."""
+    own = vars(module).get("forward")
+    code = getattr(getattr(own, "__func__", None), "__module__", "")
+    return own is not None and not code.startswith(__name__.rpartition(".")[0])
+
+
+def is_written(function: Any, lines: tuple[str, ...]) -> bool:
+    """Return whether all these lines stand in a function's source; code without a source says nothing.
+
+    Args:
+        function: of upstream's; None where there is none by its name.
+        lines: parts of its text.
+    """
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        return False
+    return all(line in source for line in lines)
