@@ -150,8 +150,8 @@ def prepare(recipe: ResolvedRecipe, request: RunRequest, examined: Examined) -> 
     again, told = _recompute(recipe, request, tokenized, world, model)
     phases.lap("load")
     return Prepared(
-        trainer, model, tokenized.renderer, tokenized.checks, data, speed.paths, again, parameters, world, phases, method,
-        rewards, trainer.signal if rewards else None, [*speed.told, *told],
+        trainer, model, tokenized.renderer, tokenized.checks, data, speed.paths, again, parameters, world, phases,
+        method, rewards, trainer.signal if rewards else None, [*speed.told, *told],
     )  # fmt: skip
 
 

@@ -20,10 +20,11 @@ from transformers.masking_utils import (
 
 from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.plan.shapes import ARCHITECTURES
-from hf_peft_recipes.speed import ATTENTION, attention, attention_kernel, speed_up
-from hf_peft_recipes.speed.attention import NAME, by_document, causal, documents, varlen
-from hf_peft_recipes.speed.attention.by_document import STEP, lay_out
+from hf_peft_recipes.speed import ATTENTION, ATTENTION_BLOCK, attention, attention_kernel, speed_up
+from hf_peft_recipes.speed.attention import NAME, by_document, documents, places, varlen
+from hf_peft_recipes.speed.attention.by_block import ByBlock, attend_by_block
 from hf_peft_recipes.speed.attention.documents import documents_of, read_lengths, write_bounds, write_mask
+from hf_peft_recipes.speed.attention.layout import STEP, lay_out
 
 ROW = [5, 1, 40, 18, 2]
 
@@ -141,8 +142,8 @@ def test_the_plan_knows_the_step():
 
 
 def test_kernels_by_device_and_precision():
-    kinds = [("cuda", 2), ("cuda", 4), ("cpu", 2), ("cpu", 4), ("mps", 2)]
-    assert [attention_kernel(*kind) for kind in kinds] == ["varlen", *["by_document"] * 4]
+    kinds = [("cuda", 2), ("cpu", 2), ("cuda", 4), ("cpu", 4), ("mps", 2)]
+    assert [attention_kernel(*kind) for kind in kinds] == ["varlen", "by_block", *["by_document"] * 3]
 
 
 def by_documents(q, k, v, bounds, scale):
@@ -346,8 +347,8 @@ def test_torchs_function_is_called_as_its_version_wants(version, monkeypatch):
 
 
 def test_documents_of_about_one_length_go_together(models, monkeypatch):
-    shapes, kernel = [], by_document.attend_causally
-    monkeypatch.setattr(by_document, "attend_causally", lambda q, *others: shapes.append(q.shape) or kernel(q, *others))
+    shapes, kernel = [], by_document._attend
+    monkeypatch.setattr(by_document, "_attend", lambda q, *others: shapes.append(q.shape) or kernel(q, *others))
     models[1](**inputs_of(ROW))
     assert [(shape[0], shape[2]) for shape in shapes[:2]] == [(4, 32), (1, 64)]
 
@@ -400,11 +401,11 @@ def test_transformers_still_tells_what_the_masks_are_read_from():
     )
 
 
-def _attention(heads, key_heads, tokens, size, sharpness=1.0, documents=2):
+def _attention(heads, key_heads, lengths, size, sharpness=1.0):
     generator = torch.Generator().manual_seed(4)
-    parts = [torch.randn(documents, some, tokens, size, generator=generator) for some in (heads, key_heads, key_heads)]
+    parts = [torch.randn(sum(lengths), some, size, generator=generator) for some in (heads, key_heads, key_heads)]
     parts[0] *= sharpness
-    outer = torch.randn(documents, heads, tokens, size, generator=generator).bfloat16()
+    outer = torch.randn(sum(lengths), heads, size, generator=generator).bfloat16()
     return [part.bfloat16() for part in parts], outer
 
 
@@ -414,38 +415,65 @@ def _gradients(attend, parts, outer, dtype):
     return out, *torch.autograd.grad(out, leaves, outer.to(dtype))
 
 
-def _torchs(scaling):
-    return lambda q, k, v: scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+def _one_by_one(lengths, scaling):
+    def attend(*parts):
+        rows = (part.transpose(0, 1)[None].split(lengths, 2) for part in parts)
+        outs = [
+            scaled_dot_product_attention(*row, is_causal=True, scale=scaling, enable_gqa=True)
+            for row in zip(*rows, strict=True)
+        ]
+        return torch.cat(outs, 2)[0].transpose(0, 1)
+
+    return attend
 
 
 @pytest.mark.parametrize("scaling", [None, 0.3])
-@pytest.mark.parametrize("tokens", [1, 32, 200, 3 * causal.BLOCK, 3 * causal.BLOCK + 1])
+@pytest.mark.parametrize("lengths", [[1], [32], [200], [3 * ATTENTION_BLOCK + 1], [9, 1, 140, 9, 270], [40] * 7])
 @pytest.mark.parametrize("heads", [(6, 2), (3, 3), (4, 1)])
-def test_attentions_way_back_is_the_gradient(tokens, scaling, heads, monkeypatch):
-    monkeypatch.setattr(causal, "SCORES", 3 * causal.BLOCK * 200)
-    parts, outer = _attention(*heads, tokens, 16, documents=3)
+def test_attention_by_block_is_attention(lengths, scaling, heads, monkeypatch):
+    monkeypatch.setattr(places, "SCORES", 3 * ATTENTION_BLOCK * 200)
+    parts, outer = _attention(*heads, lengths, 16)
     parts = [part.double() for part in parts]
-    _, *truth = _gradients(_torchs(scaling), parts, outer, torch.float64)
-    scaling = scaling or 16**-0.5
-    out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*parts, 0.0, True, scale=scaling)
-    found = causal.attend_back(outer.double(), *parts, out, sums, scaling)
+    layout = lay_out(lengths, torch.device("cpu"))
+    truth = _gradients(_one_by_one(lengths, scaling), parts, outer, torch.float64)
+    found = _gradients(lambda *three: attend_by_block(*three, layout, scaling), parts, outer, torch.float64)
     for one, true in zip(found, truth, strict=True):
         torch.testing.assert_close(one, true, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 6.0])
 @pytest.mark.parametrize("scaling", [None, 0.3])
-@pytest.mark.parametrize("tokens", [1, 32, 200, 600])
-def test_attention_in_bfloat16_is_as_near_to_the_truth_as_torchs(tokens, scaling, sharpness):
-    parts, outer = _attention(6, 2, tokens, 16, sharpness)
+@pytest.mark.parametrize("lengths", [[1], [32] * 4, [200], [600, 70, 5]])
+def test_attention_in_bfloat16_is_as_near_to_the_truth_as_torchs(lengths, scaling, sharpness):
+    parts, outer = _attention(6, 2, lengths, 16, sharpness)
+    layout = lay_out(lengths, torch.device("cpu"))
 
     def errors(found):
         return torch.tensor([(one.double() - true).norm() for one, true in zip(found, truth, strict=True)])
 
-    truth = _gradients(_torchs(scaling), parts, outer, torch.float64)
-    ours = _gradients(lambda q, k, v: causal.attend_causally(q, k, v, 0.0, scaling), parts, outer, torch.bfloat16)
-    torchs = errors(_gradients(_torchs(scaling), parts, outer, torch.bfloat16))
+    truth = [one.detach() for one in _gradients(_one_by_one(lengths, scaling), parts, outer, torch.float64)]
+    ours = _gradients(lambda *three: attend_by_block(*three, layout, scaling), parts, outer, torch.bfloat16)
+    torchs = errors(_gradients(_one_by_one(lengths, scaling), parts, outer, torch.bfloat16))
     assert all(one.dtype == torch.bfloat16 for one in ours)
     # Scores are rounded once, less the logarithm of their sum: by little where attention is sharp.
     assert errors(ours)[1:].norm() <= (1.5 if sharpness == 1 else 1.2) * torchs[1:].norm()
     assert (errors(ours) < 0.01 * torch.tensor([one.norm() for one in truth]) + 1e-6).all()
+
+
+def test_what_is_in_a_place_that_is_left_empty_reaches_no_gradient():
+    parts, outer = _attention(2, 1, [3, 30, 5], 16, sharpness=200.0)
+    layout = lay_out([3, 30, 5], torch.device("cpu"))
+    assert len(layout.empty)
+    found = _gradients(lambda *three: attend_by_block(*three, layout, None), parts, outer, torch.bfloat16)
+    assert all(one.isfinite().all() for one in found)
+
+
+@pytest.mark.parametrize("why", ["float16", "dropout"])
+def test_what_goes_by_no_block_goes_by_document(why, monkeypatch):
+    monkeypatch.setattr(ByBlock, "apply", None)
+    asked = []
+    monkeypatch.setattr(attention, "attend_by_document", lambda q, *others: asked.append(others[-2]) or q)
+    dtype = torch.float16 if why == "float16" else torch.bfloat16
+    query, key = torch.randn(1, 4, 8, 16, dtype=dtype), torch.randn(1, 2, 8, 16, dtype=dtype)
+    attention.attend(None, query, key, key, write_bounds([5, 3], "cpu"), dropout=0.1 * (why == "dropout"))
+    assert asked == [0.1 * (why == "dropout")]

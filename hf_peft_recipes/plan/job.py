@@ -28,7 +28,7 @@ ITEM_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2, 
 """Name of a torch dtype to the bytes of an element."""
 
 DOCUMENT_STEP = 32
-"""Tokens by which lengths of documents differ for a kernel: `STEP` of `speed/attention/by_document.py`."""
+"""Tokens by which lengths of documents differ for a kernel: `STEP` of `speed/attention/layout.py`."""
 DOCUMENTS_A_ROW = 2
 """Where documents are of all lengths up to a row's: half a row on average."""
 
@@ -127,11 +127,18 @@ class Job:
         return self.packed and not self.flash and not self.by_document
 
     @property
+    def document_kernel(self) -> str:
+        """What attends to packed documents on the faster path; empty where that is not taken."""
+        if not self.by_document:
+            return ""
+        # Flash attention needs the GPUs that have products in bfloat16.
+        flash = self.on_cpu or self.device.bf16
+        return attention_kernel(self.device.kind, self.compute_bytes) if flash else "by_document"
+
+    @property
     def copies_documents(self) -> bool:
         """Whether documents are put beside one another for SDPA, where no kernel takes a row as it is."""
-        # Flash attention needs the GPUs that have products in bfloat16.
-        kernel = attention_kernel(self.device.kind, self.compute_bytes) if self.device.bf16 else ""
-        return self.by_document and (self.on_cpu or kernel != "varlen")
+        return self.document_kernel == "by_document"
 
     def takes(self, path: str) -> bool:
         """Return whether one of the faster paths is there, for the device and whole weights."""

@@ -113,7 +113,7 @@ def _attention(walk: Walk, model: Model, name: str, x: Value, cos: Value, sin: V
         mask = walk.fresh(job.attended**2, q.itemsize)
         if walk.ledger.recording:
             mask.storage.move("activations")
-    out = walk.attend(q, k, v, shape.heads, job.copies_documents)
+    out = walk.attend(q, k, v, shape.heads, job.document_kernel)
     if mask is not None and out.node is not None:
         out.node.backward = _holding(out.node.backward, mask)
     if partial and not job.copies_documents:

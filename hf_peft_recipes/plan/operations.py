@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hf_peft_recipes.plan.sizes import FLOAT32, Ledger, Node, Value, Weight, run_backward
+from hf_peft_recipes.speed import ATTENTION_BLOCK, ATTENTION_COLUMNS, ATTENTION_SCORES
 
 INDEX = 8
 """Bytes of a token id, a position, an index."""
@@ -230,7 +231,7 @@ class Operations:
 
         return self.make(elements, itemsize, list(parts), backward)
 
-    def attend(self, q: Value, k: Value, v: Value, heads: int, copies: bool, score_bytes: int = 0) -> Value:
+    def attend(self, q: Value, k: Value, v: Value, heads: int, kernel: str) -> Value:
         """Return the attention's output from a kernel that keeps no scores, only a sum a query and head.
 
         Args:
@@ -238,12 +239,11 @@ class Operations:
             k: keys.
             v: values.
             heads: of the queries.
-            copies: whether documents are put beside one another and back, as the faster path on a CPU does.
-            score_bytes: what the kernel holds while it works.
+            kernel: of our own, as `attention_kernel` of the faster paths names it; empty where none is.
         """
         if self.autocast:
             q, k, v = (self.cast(value, self.autocast) for value in (q, k, v))
-        if copies:
+        if kernel == "by_document":
             q, k, v = (self._copied(value) for value in (q, k, v))
         sums = self.fresh(self.tokens * heads, FLOAT32)
         sizes, itemsize = [value.elements for value in (q, k, v)], q.itemsize
@@ -251,15 +251,31 @@ class Operations:
         holder: list[Any] = []
 
         def backward(g: Value, _kept: Any = (q, k, v, sums, holder)) -> list[Value | None]:
-            self.ledger.spike("workspace", score_bytes)
+            if kernel == "by_block":
+                return self._attend_back(sizes, heads, itemsize)
             return [self.fresh(size, itemsize) if need else None for size, need in zip(sizes, needs, strict=True)]
 
-        self.ledger.spike("workspace", score_bytes)
+        if kernel == "by_block":
+            # Laid out, what comes of it, and that put together, for as long as the kernel works.
+            laid = [self.fresh(size, itemsize) for size in (*sizes, sizes[0])]
+            del laid[:3]
+            laid.append(self.fresh(sizes[0], itemsize))
         out = self.make(q.elements, itemsize, [q, k, v], backward, [q, k, v, sums])
         if out.node is not None:
             out.storage.move("activations")
             holder.append(out.storage)
-        return self._copied(self.cat(out.elements, [out])) if copies else out
+        return self._copied(self.cat(out.elements, [out])) if kernel == "by_document" else out
+
+    def _attend_back(self, sizes: Sequence[int], heads: int, itemsize: int) -> list[Value | None]:
+        """Return the gradients by queries, keys and values, made by products of a block at a time."""
+        q, k, v = sizes
+        wider = 1 + ATTENTION_COLUMNS * heads * self.tokens / q
+        # What was asked and what is given back, keys and values, laid out; what comes of it, sums in float32.
+        laid = [self.fresh(round(size * wider), itemsize) for size in (q, q, k, v)]
+        laid += [self.fresh(q, itemsize), self.fresh(k, FLOAT32), self.fresh(v, FLOAT32)]
+        scores = min(ATTENTION_SCORES, heads * min(ATTENTION_BLOCK, self.tokens) * self.tokens)
+        self.ledger.spike("workspace", 2 * itemsize * scores)
+        return [self.fresh(size, itemsize) for size in sizes]
 
     def _copied(self, x: Value) -> Value:
         """Return `x` in another order."""

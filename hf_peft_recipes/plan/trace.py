@@ -6,6 +6,7 @@ of tokens with loss, which depends on what the data are.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from hf_peft_recipes.plan.loss import TILE_WIDTH
 from hf_peft_recipes.plan.optimizers import optimizer_bytes
 from hf_peft_recipes.plan.quantized import DTYPES, quantization_tensors, quantize_layers
 from hf_peft_recipes.speed import gated_mlp, head_scores, lora_linear, nf4, recompute, rms_norm, rotary
+from hf_peft_recipes.speed.attention.by_block import attend_by_block
+from hf_peft_recipes.speed.attention.layout import Layout, lay_out
 from hf_peft_recipes.speed.head_scores import SCORES
 from hf_peft_recipes.speed.token_scores import TokenScores
 
@@ -159,10 +162,23 @@ def _loss(job: Job, model: Any) -> torch.Tensor:
 
 def _attention(job: Job) -> Any:
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    @functools.cache
+    def layout(heads: int, key_heads: int, tokens: int) -> Layout:
+        # Of a long document and a short one: one alone would be left as it is.
+        laid = lay_out([tokens - 1, 1], torch.device("cpu"))
+        laid.places(heads, key_heads)
+        return laid.to("meta")
+
     dtype = DTYPES[job.compute_bytes]
 
     def attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, **options: Any) -> Any:
         query, key, value = (x.to(dtype) for x in (query, key, value))
+        if job.document_kernel == "by_block":
+            rows, heads, key_heads = len(query), query.shape[1], key.shape[1]
+            query, key, value = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+            laid = layout(heads, key_heads, len(query))
+            return attend_by_block(query, key, value, laid, None).unflatten(0, (rows, -1)), None
         places = torch.empty(query.shape[2], dtype=torch.long, device="meta")
         groups = query.shape[1] // key.shape[1]
         if groups > 1 and (job.needs_mask or (job.copies_documents and not job.on_cpu)):

@@ -61,8 +61,15 @@ PATHS = {
 }
 """Every path by its name, in the order in which they are taken."""
 
-ATTENTION = {("cuda", 2): "varlen"}
+ATTENTION = {("cuda", 2): "varlen", ("cpu", 2): "by_block"}
 """Kind of device and bytes of a number to what attends to packed documents there; elsewhere `by_document`."""
+
+ATTENTION_BLOCK = 128
+"""Queries whose attention goes back at a time `by_block`, each with the keys up to the last of them."""
+ATTENTION_SCORES = 2**22
+"""Scores of a block that are held at a time, by heads and documents: 8 MiB, and as much again for their gradient."""
+ATTENTION_COLUMNS = 4
+"""Numbers whose sum is what is subtracted there: three of bfloat16 hold what float32 has, a fourth keeps rows even."""
 
 TILE, NARROWEST = 2**21, 256
 """Logits that the loss head makes at a time on a CPU, and the fewest of a token.
@@ -113,7 +120,7 @@ def serves(path: str, device_kind: str, compiled: bool = False) -> bool:
 
 
 def attention_kernel(device_kind: str, item_bytes: int) -> str:
-    """Return what attends to packed documents: `varlen`, or `by_document`, which serves everywhere.
+    """Return what attends to packed documents: of `ATTENTION`, or `by_document`, which serves everywhere.
 
     Args:
         device_kind: `cpu`, `cuda` or `mps`.

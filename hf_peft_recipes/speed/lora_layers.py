@@ -1,8 +1,8 @@
 """What a LoRA layer of PEFT's is to compute now, and whether that is something that the faster paths know.
 
-DoRA and other variants, trained bases, biases of an adapter's own, quantisation of another kind than NF4 and 8-bit floats
-keep to PEFT's way; so does, at any moment, a layer whose adapter is merged or disabled, or one of several that are
-active. A reason that shows only then is said once.
+DoRA and other variants, trained bases, biases of an adapter's own, quantisation of another kind than NF4 and 8-bit
+floats keep to PEFT's way; so does, at any moment, a layer whose adapter is merged or disabled, or one of several that
+are active. A reason that shows only then is said once.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from hf_peft_recipes.speed import Taken, attention_kernel, sort_out
+from hf_peft_recipes.speed.attention.by_block import attend_by_block, can_attend_by_block
 from hf_peft_recipes.speed.attention.by_document import attend_by_document
 from hf_peft_recipes.speed.attention.documents import Documents, documents_of, read_lengths, write_bounds, write_mask
 from hf_peft_recipes.speed.attention.varlen import attend_varlen, can_attend_varlen
@@ -35,14 +36,14 @@ def install(model: Any) -> Taken:
 
     Only a model on SDPA can, and only one whose own code hands masks on as they are.
     """
-    asked = model.config._attn_implementation
-    if asked != "sdpa" or not model._can_set_attn_implementation():
-        return sort_out([f"attention is {asked}, not SDPA" if asked != "sdpa" else "the model takes no other attention"])
+    if (asked := model.config._attn_implementation) != "sdpa":
+        return sort_out([f"attention is {asked}, not SDPA"])
     if any(_looks_into_masks(kind) for kind in {type(module) for module in model.modules()}):
         return sort_out(["the model's own code looks into masks"])
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, make_mask)
-    model.set_attn_implementation(NAME)
+    if model._can_set_attn_implementation():
+        AttentionInterface.register(NAME, attend)
+        AttentionMaskInterface.register(NAME, make_mask)
+        model.set_attn_implementation(NAME)
     return sort_out([None if model.config._attn_implementation == NAME else "the model takes no other attention"])
 
 
@@ -116,6 +117,8 @@ def _attend(
     kernel = attention_kernel(kind, dtype.itemsize)
     if kernel == "varlen" and can_attend_varlen(query, key, value, dropout, scaling):
         out = attend_varlen(query, key, value, bounds, documents.longest, scaling)
+    elif kernel == "by_block" and can_attend_by_block(query, key, value, dropout):
+        out = attend_by_block(query, key, value, documents.layout(query.device), scaling)
     else:
         out = attend_by_document(query, key, value, documents.layout(query.device), dropout, scaling)
     return out.unflatten(0, shape)

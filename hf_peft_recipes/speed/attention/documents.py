@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from hf_peft_recipes.speed.attention.by_document import Layout, lay_out
+from hf_peft_recipes.speed.attention.layout import Layout, lay_out
 
 
 @dataclass(eq=False)
