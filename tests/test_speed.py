@@ -10,7 +10,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from hf_peft_recipes import get_recipe
 from hf_peft_recipes.embedded import MODEL_DIR
-from hf_peft_recipes.speed import PATHS, head_scores, head_tokens, loss_head, serves, speed_up, tile_width, token_scores
+from hf_peft_recipes.speed import PATHS, attention, head_scores, head_tokens, loss_head, serves, speed_up, tile_width, token_scores
 from hf_peft_recipes.speed.head_scores import TileScores, TokenScores
 
 
@@ -24,6 +24,20 @@ def test_speed_off_leaves_the_model_alone_and_the_losses_agree(tmp_path, jsonl):
     assert len(losses[0]) == 4
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
     assert "by_document" not in "".join(path.read_text() for path in (tmp_path / "auto").glob("*.json"))
+
+
+def test_rows_filled_up_to_one_length_teach_the_same(tmp_path, jsonl, monkeypatch):
+    """What a compiler or a graph wants: TRL fills a row up with documents of one token, which carry no loss."""
+    losses, shapes, read = [], [], attention.read_lengths
+    monkeypatch.setattr(attention, "read_lengths", lambda *asked: shapes.append(asked[1:3]) or read(*asked))
+    for filled in (None, 128):
+        keywords = {"dataset": str(jsonl), "max_steps": 3, "logging_steps": 1, **FAST, "evaluation.max_rows": 0}
+        keywords |= {"dtype": "float32", "bf16": False, "max_length": 128, "pad_to_multiple_of": filled}
+        record = get_recipe("lora", **keywords).train(tmp_path / str(filled), progress=False).record
+        losses.append([point["loss"] for point in record["loss_curve"] if "loss" in point])
+        unlike, shapes = len(set(shapes)), []
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and unlike == 1
+    assert record["speed"] == list(PATHS)
 
 
 @pytest.mark.parametrize("objective", ["reward", "classify", "orpo"])

@@ -14,7 +14,7 @@ import torch
 from hf_peft_recipes.speed.attention.places import Places
 
 STEP = 32
-"""Documents whose lengths come to the same multiple of it, in tokens, go together."""
+"""Documents whose lengths come to the same multiple of it, in tokens, go together; those of one token by themselves."""
 
 
 @dataclass(eq=False)
@@ -77,4 +77,5 @@ def lay_out(lengths: list[int], device: torch.device) -> Layout:
 
 
 def _room(length: int) -> int:
-    return -(-length // STEP) * STEP
+    # What fills a row up to a fixed length is many documents of one token.
+    return length if length == 1 else -(-length // STEP) * STEP
