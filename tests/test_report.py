@@ -126,7 +126,7 @@ def test_everything_is_written_from_results(written):
     assert f"| trl_best | {ratio:.2f} |" in readme
     seeds = [json.loads(line) for line in (GOLDEN / "quality.jsonl").read_text().splitlines()]
     mean = sum(line["metrics"]["after"]["accuracy"] for line in seeds if line["cell"]["method"] == "qlora") / 2
-    assert f"qlora (4-bit) | accuracy | 50.0 % | {mean:.1%}".replace("%", " %").replace("  %", " %") in readme
+    assert f"qlora (quantised) | accuracy | 50.0 % | {mean:.1%}".replace("%", " %").replace("  %", " %") in readme
     for name in ("memory", "throughput", "peers_lora", "quality"):
         assert re.search(
             rf"<!-- measured: {name} -->\n.*Measured\s+on\s+AMD\s+EPYC.*commit.*2026-11-25\.\n<!-- /measured -->", readme,

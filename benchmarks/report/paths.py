@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,12 @@ def report(path: Path, name: str) -> Section | None:
     seen = "Seconds of a step by what they are spent on, by upstream's code and by all paths."
     plot = Plot(provenance, f"{name}.png", seen, (9, 2.4), lambda figure: _draw(figure, result))
     products = share(shares[1].get("matrix products", 0))
+    rate = number(statistics.median(result["product_flops"]) / 1e9)
     told = (
         f"A {recipe} step of {result['tokens'][0]} packed tokens by upstream's code takes "
         f"{_spread(result['time_to_all_paths'][UPSTREAM], 2)} times as long as by all faster paths, which reach "
-        f"{_spread(result['share_of_product_rate'][ALL], 2)} of the products' rate; products are {products} of it. "
+        f"{_spread(result['share_of_product_rate'][ALL], 2)} of the products' rate ({rate} GFLOP/s); products are "
+        f"{products} of the step. "
         f"Of a row all paths keep {number(result['kept_bytes'][ALL] / MIB)} MiB for the way back, upstream's code "
         f"{number(result['kept_bytes'][UPSTREAM] / MIB)}."
     )

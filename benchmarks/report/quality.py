@@ -31,7 +31,7 @@ class Group:
     @property
     def label(self) -> str:
         """The method's name, marked where its base is quantised."""
-        return f"{self.method} (4-bit)" if any(line["quantized"] for line in done(self.lines)) else self.method
+        return f"{self.method} (quantised)" if any(line["quantized"] for line in done(self.lines)) else self.method
 
     @property
     def metric(self) -> str:
