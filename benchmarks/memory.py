@@ -1,6 +1,7 @@
 """What the planner predicts against what real runs take, phase by phase: recipes × sizes × lengths × checkpointing.
 
     python -m benchmarks.memory [--cells lora-s-512-off …] [--together 2] [--out benchmarks/results/memory.jsonl]
+    python -m benchmarks.memory --float32 --out benchmarks/results/memory.jsonl
     python -m benchmarks.memory --recipes lora_fp8 --out benchmarks/results/float8_memory.jsonl
     python -m benchmarks.memory --compare        # what is predicted now against what was measured before
 
@@ -24,30 +25,35 @@ from hf_peft_recipes.errors import RecipeError
 from hf_peft_recipes.measure.facts import commit_of
 from hf_peft_recipes.report.bench import cell_line
 
+FLOAT32 = {"qlora": {"bf16": False, "bnb_4bit_compute_dtype": "float32"}}
+"""Overrides of recipes whose own number is another one than the model's."""
 RECIPES, SIZES, LENGTHS = ("lora", "qlora", "full"), ("s", "m", "l"), (128, 512, 1024)
 PHASES = ("load", "train", "evaluate", "save")
 WITHIN = 0.10
 OUT = Path(__file__).parent / "results" / "memory.jsonl"
 
 
-def cells(recipes: Sequence[str] = RECIPES) -> Iterator[Cell]:
+def cells(recipes: Sequence[str] = RECIPES, float32: bool = False) -> Iterator[Cell]:
     """Yield the cells of the grid, small ones first, and two whose documents are of all lengths.
 
     Args:
         recipes: of the grid; the two are the first one's.
+        float32: whether they are computed as on a processor without products in bfloat16.
     """
     for size in SIZES:
         for length in LENGTHS:
             for recipe in recipes:
                 for checkpointing in (False, True):
-                    yield _cell(recipe, size, length, checkpointing)
+                    yield _cell(recipe, size, length, checkpointing, float32)
     for length in LENGTHS[1:]:
-        yield _cell(recipes[0], "s", length, False, "ragged")
+        yield _cell(recipes[0], "s", length, False, float32, "ragged")
 
 
-def _cell(recipe: str, size: str, length: int, checkpointing: bool, lengths: str = "full") -> Cell:
+def _cell(recipe: str, size: str, length: int, checkpointing: bool, float32: bool, lengths: str = "full") -> Cell:
     # The optimizer's states are there from the second step on; two micro-batches a step find each other's gradients.
-    overrides = {"gradient_accumulation_steps": 2} if lengths == "full" else {}
+    overrides: dict[str, Any] = {"gradient_accumulation_steps": 2} if lengths == "full" else {}
+    if float32:
+        overrides |= FLOAT32.get(recipe, {"bf16": False, "dtype": "float32"})
     return Cell(recipe, size, length, checkpointing, lengths, steps=2, warmup=0, overrides=overrides)
 
 
@@ -81,6 +87,7 @@ def main() -> None:
     """Measure what is missing, print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
+    parser.add_argument("--float32", action="store_true", help="as on a processor without products in bfloat16")
     parser.add_argument("--cells", nargs="+", help="names, or what they begin with; all by default")
     parser.add_argument("--together", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--keep", action="store_true", help="take results of other commits too")
@@ -89,7 +96,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     begins = tuple(options.cells or [""])
-    wanted = [cell for cell in cells(options.recipes) if cell.name.startswith(begins)]
+    wanted = [cell for cell in cells(options.recipes, options.float32) if cell.name.startswith(begins)]
     try:
         with tempfile.TemporaryDirectory() as scratch:
             if options.compare:
