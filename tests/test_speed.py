@@ -10,7 +10,17 @@ from trl.trainer.utils import add_fused_lm_head
 
 from hf_peft_recipes import get_recipe
 from hf_peft_recipes.embedded import MODEL_DIR
-from hf_peft_recipes.speed import PATHS, attention, head_scores, head_tokens, loss_head, serves, speed_up, tile_width, token_scores
+from hf_peft_recipes.speed import (
+    PATHS,
+    attention,
+    head_scores,
+    head_tokens,
+    loss_head,
+    serves,
+    speed_up,
+    tile_width,
+    token_scores,
+)
 from hf_peft_recipes.speed.head_scores import TileScores, TokenScores
 
 
