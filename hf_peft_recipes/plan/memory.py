@@ -22,8 +22,8 @@ KERNEL_BYTES, KERNELS_KEPT = MIB, 1024
 """What each new shape of a bfloat16 product leaves behind, and for how many shapes oneDNN keeps a kernel (its
 documented ONEDNN_PRIMITIVE_CACHE_CAPACITY). Measured in real runs on documents of all lengths, two a row: 0.3 GiB more
 after 16 micro-batches, 0.7 after 48, 1.1 after 112. Kernels explain a part: 0.53 MiB for another number of rows in a
-product, 2.6 MiB for other documents in attention's way back (2.9 MiB by torch's own kernel). With room for 64 kernels and every tensor in pages of its
-own half of the growth is gone; what the other half is has not been found."""
+product, 2.6 MiB for other documents in attention's way back (2.9 MiB by torch's own kernel). With room for 64 kernels
+and every tensor in pages of its own half of the growth is gone; what the other half is has not been found."""
 KERNELS_A_LENGTH = 10
 """Made for each new length of a document, by attention's way back, the layers' products over the row and the head."""
 KERNELS_A_BATCH, KERNELS_A_BARE_BATCH = 10, 3
