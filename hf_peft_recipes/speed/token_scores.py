@@ -77,15 +77,11 @@ class _Scores:
     def add(self, rows: torch.Tensor, start: int, logits: torch.Tensor, shifted: torch.Tensor, p: torch.Tensor) -> None:
         """Read the logits of some of the head's rows, the first of which stands at `start`; the rest is to write in."""
         shifted.copy_(torch.mm(self._hidden, rows.t(), out=logits))
-        highest, at = shifted.amax(-1), self._targets - start
+        highest, first = shifted.max(-1)
+        at = self._targets - start
         here = at.clamp(0, len(rows) - 1)
-        aimed = shifted.gather(1, here[:, None])[:, 0]
-        # Where the highest stands is asked of the few rows alone in which it is the target's or its equal.
-        is_first = (at == here) & (aimed == highest)
-        some = is_first.nonzero()[:, 0]
-        is_first[some] = shifted[some].argmax(-1) == here[some]
-        self.aimed = torch.where(at == here, aimed, self.aimed)
-        self.is_top1 = torch.where(highest > self.top, is_first, self.is_top1)
+        self.aimed = torch.where(at == here, shifted.gather(1, here[:, None])[:, 0], self.aimed)
+        self.is_top1 = torch.where(highest > self.top, at == first, self.is_top1)
         top = torch.maximum(self.top, highest)
         fell, kept = self.top - top, (self.top - top).exp()
         torch.exp(shifted.sub_(top[:, None]), out=p)
