@@ -210,7 +210,7 @@ def test_every_faster_path_is_left_out_by_a_switch(monkeypatch):
         switch()
         left[name] = set(PATHS) - set(speed.PATHS)
     assert left["speed_off"] == set(PATHS) == set().union(*(left[name] for name in left if name != "speed_off"))
-    assert left["no_lora_linear"] == {"lora_linear", "gated_mlp"} and left["no_gated_mlp"] == {"gated_mlp"}
+    assert left["no_lora_linear"] == {"lora_linear", "gated_mlp", "qkv"} and left["no_gated_mlp"] == {"gated_mlp"}
     assert speed.ATTENTION == {}
     from hf_peft_recipes.speed import nf4
 

@@ -13,13 +13,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_peft_recipes.embedded import MODEL_DIR
-from hf_peft_recipes.speed import Taken, gated_mlp, lora_layers, lora_linear, nf4
+from hf_peft_recipes.speed import Taken, gated_mlp, lora_layers, lora_linear, lora_products, nf4, qkv
 from hf_peft_recipes.speed.gated_mlp import GatedMlp
 from hf_peft_recipes.speed.lora_layers import why_not_plain
-from hf_peft_recipes.speed.lora_linear import LoraLinear, Way
+from hf_peft_recipes.speed.lora_linear import LoraLinear
+from hf_peft_recipes.speed.lora_products import Way
 
 TOKENS = torch.randint(5, 200, (2, 24), generator=torch.Generator().manual_seed(1))
-BOTH = {"lora_linear", "gated_mlp"}
+ALL = {"lora_linear": lora_linear, "gated_mlp": gated_mlp, "qkv": qkv}
 
 
 def layer(inputs, outputs, bias=False):
@@ -39,11 +40,29 @@ def test_the_layers_gradient_is_right_in_float64(bias, drops):
     zeroed = torch.rand(x.shape, dtype=x.dtype).round()
 
     def outcome(x, a, b):
-        return LoraLinear.apply(x, x * zeroed if drops else None, a, b, way)
+        return LoraLinear.apply(x, x * zeroed if drops else None, [way], a, b)[0]
 
     expected = way.base(x) + (x * zeroed if drops else x) @ a.T @ b.T * 0.7
     torch.testing.assert_close(outcome(x, a, b), expected)
     assert torch.autograd.gradcheck(outcome, (x, a, b))
+
+
+def test_the_gradient_of_layers_that_read_one_input_is_right_in_float64():
+    torch.manual_seed(0)
+    ways = [Way(layer(6, outputs, True), scaling, torch.float64) for outputs, scaling in ((8, 0.7), (4, 0.2), (4, 3.0))]
+    given = tensors((2, 4, 6), (3, 6), (8, 3), (2, 6), (4, 2), (1, 6), (4, 1))
+
+    def outcome(x, *adapters):
+        return LoraLinear.apply(x, None, ways, *adapters)
+
+    x, *adapters = given
+    expected = [
+        way.base(x) + x @ a.T @ b.T * way.scaling for way, a, b in zip(ways, adapters[::2], adapters[1::2], strict=True)
+    ]
+    torch.testing.assert_close(list(outcome(*given)), expected)
+    assert torch.autograd.gradcheck(outcome, given)
+    # One of them that leads nowhere takes nothing from the others.
+    assert torch.autograd.gradcheck(lambda *some: outcome(*some)[::2], given)
 
 
 @pytest.mark.parametrize("recomputes", [False, True])
@@ -57,7 +76,7 @@ def test_the_blocks_gradient_is_right_in_float64(recomputes):
 def test_an_input_that_needs_no_gradient_gets_none():
     way = Way(layer(6, 5), 0.7, torch.float64)
     x, a, b = tensors((4, 6), (3, 6), (5, 3))
-    LoraLinear.apply(x.detach(), None, a, b, way).sum().backward()
+    LoraLinear.apply(x.detach(), None, [way], a, b)[0].sum().backward()
     assert x.grad is None and a.grad is not None
 
 
@@ -69,7 +88,7 @@ def base(**changes):
     return AutoModelForCausalLM.from_config(config).float()
 
 
-def pair(model=None, dtype=torch.float32, **settings):
+def pair(model=None, dtype=torch.float32, paths=tuple(ALL), **settings):
     """Return a model with LoRA whose B is not zero, and a copy with the faster paths."""
     settings = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", **settings}
     model = base() if model is None else model
@@ -82,8 +101,7 @@ def pair(model=None, dtype=torch.float32, **settings):
             if "lora_B" in name:
                 parameter.data.normal_(0, 0.02, generator=generator)
     fast = copy.deepcopy(plain)
-    installed = {name for name, room in (("lora_linear", lora_linear), ("gated_mlp", gated_mlp)) if room.install(fast)}
-    return plain, fast, installed
+    return plain, fast, {name for name in paths if ALL[name].install(fast)}
 
 
 def step(model, autocast=None):
@@ -122,7 +140,7 @@ def agree(plain, fast, tolerance, autocast=None):
 @pytest.mark.parametrize("checkpointing", [None, False, True], ids=["kept", "recomputed", "re-entrant"])
 def test_float32_agrees_with_peft(settings, checkpointing):
     plain, fast, installed = pair(**settings)
-    assert installed == (BOTH if "target_modules" not in settings else {"lora_linear"})
+    assert installed == (set(ALL) if "target_modules" not in settings else {"lora_linear"})
     for model in (plain, fast) if checkpointing is not None else ():
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
@@ -132,7 +150,7 @@ def test_float32_agrees_with_peft(settings, checkpointing):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32 base", "bfloat16 base"])
 def test_autocast_is_no_further_from_the_truth_than_peft(dtype):
     plain, fast, installed = pair(dtype=dtype)
-    assert installed == BOTH
+    assert installed == set(ALL)
     truth_loss, truth = step(copy.deepcopy(plain).float())
     (loss, gradients), (fast_loss, fast_gradients) = (step(model, torch.bfloat16) for model in (plain, fast))
     assert abs(fast_loss - truth_loss) < 2 * abs(loss - truth_loss) + 1e-3 * truth_loss
@@ -207,8 +225,8 @@ def test_less_is_kept_for_the_way_back():
 
 def test_what_is_not_plain_is_left_to_peft():
     gelu = base(hidden_act="gelu")
-    assert pair(gelu)[2] == {"lora_linear"}
-    assert pair(use_dora=True)[2] <= {"lora_linear", "gated_mlp"}
+    assert pair(gelu)[2] == {"lora_linear", "qkv"}
+    assert not pair(use_dora=True)[2]
     agree(*pair(use_dora=True)[:2], 1e-6)
     assert not lora_linear.install(base()) and not gated_mlp.install(torch.nn.Linear(2, 2))
     trained = pair()[0]
@@ -310,7 +328,7 @@ def test_four_bits_agree_with_peft(rooms, checkpointing, monkeypatch):
 
     if rooms == "one":
         monkeypatch.setattr(nf4, "_buffers", {})
-        monkeypatch.setattr(lora_linear, "dequantize", one_room)
+        monkeypatch.setattr(lora_products, "dequantize", one_room)
 
     model = base()
     for name, module in list(model.named_modules()):
@@ -323,7 +341,7 @@ def test_four_bits_agree_with_peft(rooms, checkpointing, monkeypatch):
     mend(model)
     model.is_loaded_in_4bit = True
     plain, fast, installed = pair(model, None)
-    assert installed == BOTH
+    assert installed == set(ALL)
     for one in (plain, fast) if checkpointing else ():
         one.enable_input_require_grads()
         one.gradient_checkpointing_enable({"use_reentrant": False})

@@ -13,7 +13,7 @@ from benchmarks.gpu.throughput import models, seconds, wanted
 PAIRS = {
     "lora": (
         ("speed_off", "no_lora_linear"), ("no_document_attention", "no_varlen"), ("no_loss_head", "no_gated_mlp"),
-        ("no_rms_norm", "no_rotary"),
+        ("no_rms_norm", "no_rotary"), ("no_qkv",),
     ),
     "qlora": (("speed_off", "no_nf4_kernel"), ("no_lora_linear", "no_gated_mlp")),
 }  # fmt: skip

@@ -201,6 +201,11 @@ class Job:
         return all(self.adapts(Tensor(f"{name}.{part}.weight", rows, inputs, True)) for part, rows, inputs in sizes)
 
     @property
+    def own_qkv(self) -> bool:
+        """Whether queries, keys and values are one function of our own, `speed/qkv.py`, where all three have LoRA."""
+        return self.own_lora and self.takes("qkv") and not (self.adapter or {}).get("lora_dropout")
+
+    @property
     def attended(self) -> int:
         """Tokens over which the dense mask spans: packed rows at once are one long row."""
         return self.tokens if self.packed else self.length

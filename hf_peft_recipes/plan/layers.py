@@ -93,7 +93,9 @@ def _attention(walk: Walk, model: Model, name: str, x: Value, cos: Value, sin: V
         # The local variable of the layer's code holds it all.
         held: Any = qkv
     else:
-        q, k, v = (walk.linear(x, model.linears[f"{name}.{part}_proj"]) for part in "qkv")
+        parts = [model.linears[f"{name}.{part}_proj"] for part in "qkv"]
+        as_one = job.own_qkv and all(part.lora for part in parts)
+        q, k, v = walk.own_linears(x, parts) if as_one else [walk.linear(x, part) for part in parts]
         held = None
     del x
     if traits.qk_norm:

@@ -6,11 +6,12 @@ After `torch.nn.functional.linear` under autocast; bitsandbytes' `autograd/_func
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hf_peft_recipes.plan.operations import Operations
-from hf_peft_recipes.plan.sizes import FLOAT32, Value, Weight
+from hf_peft_recipes.plan.sizes import FLOAT32, Node, Value, Weight
 
 
 @dataclass(slots=True)
@@ -35,6 +36,17 @@ class LinearSizes:
     def quantized(self) -> bool:
         """Whether the weight is made whole for its product."""
         return bool(self.bits) or self.float8
+
+    @property
+    def factors(self) -> tuple[Weight, Weight]:
+        """LoRA's A and B, where there is LoRA."""
+        assert self.lora is not None
+        return self.lora
+
+    @property
+    def rank(self) -> int:
+        """Of LoRA."""
+        return self.factors[0].elements // self.inputs
 
     def added(self) -> list[Weight]:
         """Return what the adapter has of its own."""
@@ -170,7 +182,7 @@ class Walk(Operations):
     def linear(self, x: Value, linear: LinearSizes) -> Value:
         """Return the output of a linear layer, LoRA's part included."""
         if self.own_lora and linear.lora is not None:
-            return self._own_linear(x, linear)
+            return self.own_linears(x, [linear])[0]
         result = self.product(x, linear)
         if linear.lora is None:
             return result
@@ -189,66 +201,72 @@ class Walk(Operations):
             scaled = self.cast(scaled, itemsize)
         return self.cast(self.add(result, scaled), itemsize)
 
-    def _own_linear(self, x: Value, linear: LinearSizes) -> Value:
-        """Return the output of `LoraLinear`, `speed/lora_linear.py`."""
-        assert linear.lora is not None
+    def own_linears(self, x: Value, linears: Sequence[LinearSizes]) -> list[Value]:
+        """Return the outputs of `LoraLinear`, `speed/lora_linear.py`: of one layer, or several that read one input."""
         width, elements, itemsize = self.autocast or x.itemsize, x.elements, x.itemsize
-        read = self.dropout(x) if linear.dropout else x
-        out, inner = self._forth(x, read, linear, width)
-        x_needs, drops = x.node is not None, linear.dropout
+        drops = linears[0].dropout
+        read = self.dropout(x) if drops else x
+        outs, inner = self._forth(x, read, linears, width)
+        x_needs = x.node is not None
 
-        def backward(g: Value, _kept: Any = (read, inner)) -> list[Value | None]:
-            g = self._flat(g, width)
-            back = self._back(g, self._flat(_kept[0], width), linear, width)
-            by_x = self._flat(self._by_input(elements, linear, width), itemsize) if x_needs else None
+        def backward(given: list[Value], _kept: Any = (read, inner)) -> list[Value | None]:
+            given[:] = [self._flat(g, width) for g in given]
+            by_adapters, _by_inner = self._back(given, self._flat(_kept[0], width), linears, width)
+            by_x = self._flat(self._by_input(elements, linears, width), itemsize) if x_needs else None
             by_read = [self.fresh(elements, itemsize)] if drops else []
-            return [by_x, *by_read, *back[:2]]
+            return [by_x, *by_read, *by_adapters]
 
-        parents: list[Value | Weight] = [x, *([read] if drops else []), *linear.lora]
-        return self._as(out, parents, backward, [read, inner])
+        factors = [factor for linear in linears for factor in linear.factors]
+        self._as(outs, [x, *([read] if drops else []), *factors], backward, [read, inner])
+        return outs
 
     def own_mlp(self, x: Value, gate: LinearSizes, up: LinearSizes, down: LinearSizes, recomputes: bool) -> Value:
         """Return the output of `GatedMlp`, `speed/gated_mlp.py`, which may make anew what is of the inner width."""
-        assert gate.lora and up.lora and down.lora
         width, elements, itemsize = self.autocast or x.itemsize, x.elements, x.itemsize
+        first, last = (gate, up), (down,)
         rows = self._flat(x, width)
-        gated, gate_inner = self._forth(rows, rows, gate, width)
-        upped, up_inner = self._forth(rows, rows, up, width)
+        (gated, upped), inner = self._forth(rows, rows, first, width)
         inside = gated.elements
         product = self.fresh(inside, width)
-        out, down_inner = self._forth(product, product, down, width)
+        outs, down_inner = self._forth(product, product, last, width)
         del product
-        inside_kept = () if recomputes else (gated, upped, gate_inner, up_inner)
+        inside_kept = () if recomputes else (gated, upped, inner)
         x_needs, kept = x.node is not None, (rows, down_inner, *inside_kept)
-        del rows, gated, upped, gate_inner, up_inner, down_inner, inside_kept
+        del rows, gated, upped, inner, down_inner, inside_kept
 
-        def backward(g: Value, _kept: Any = kept) -> list[Value | None]:
-            g = self._flat(g, width)
-            again = [self._forth(_kept[0], _kept[0], part, width) for part in (gate, up)] if recomputes else []
+        def backward(given: list[Value], _kept: Any = kept) -> list[Value | None]:
+            given[:] = [self._flat(g, width) for g in given]
+            again = self._forth(_kept[0], _kept[0], first, width) if recomputes else None
             activated, product = self.fresh(inside, width), self.fresh(inside, width)
-            by_down = self._back(g, product, down, width)
+            by_last, _by_inner = self._back(given, product, last, width)
             del product
-            by_product = self._by_input(inside, down, width)
-            by_gate_out = self.fresh(inside, width)
+            by_product = self._by_input(inside, last, width)
+            by_gate = self.fresh(inside, width)
             del by_product
-            by_gate = self._back(by_gate_out, None, gate, width)
-            by_up = self._back(activated, None, up, width)
-            by_x = None
-            if x_needs:
-                by_x = self._by_input(elements, gate, width)
-                # The other part is added to it.
-                self._whole(up, width)
-                by_x = self._flat(by_x, itemsize)
+            by_first, _by_inner = self._back([by_gate, activated], None, first, width)
+            by_x = self._flat(self._by_input(elements, first, width), itemsize) if x_needs else None
             del again
-            return [by_x, *by_gate[:2], *by_up[:2], *by_down[:2]]
+            return [by_x, *by_first, *by_last]
 
-        return self._as(out, [x, *gate.lora, *up.lora, *down.lora], backward, kept)
+        self._as(outs, [x, *gate.factors, *up.factors, *down.factors], backward, kept)
+        return outs[0]
 
-    def _as(self, out: Value, parents: Any, backward: Any, saved: Any) -> Value:
-        """Return a value that is made already, with its way back."""
-        made = self.make(0, out.itemsize, parents, backward, saved)
-        out.node = made.node
-        return out
+    def _as(self, outs: Sequence[Value], parents: Any, backward: Any, saved: Any) -> None:
+        """Give values that are made already one way back: it runs when the gradients of all have come."""
+        given: list[Any] = [None] * len(outs)
+        made = self.make(0, outs[0].itemsize, parents, lambda _: backward(given), saved)
+        if made.node is None:
+            return
+
+        def collect(at: int) -> Callable[[Value], Sequence[Value]]:
+            def into(gradient: Value) -> list[Value]:
+                given[at] = gradient
+                return [self.fresh(0, gradient.itemsize)]
+
+            return into
+
+        for at, out in enumerate(outs):
+            out.node = Node(self.ledger, [made], collect(at))
 
     def _flat(self, x: Value, itemsize: int) -> Value:
         return x if x.itemsize == itemsize else self.fresh(x.elements, itemsize)
@@ -271,44 +289,56 @@ class Walk(Operations):
                 return self._flat(weight, width)
         return weight if weight.itemsize == width else self.fresh(weight.elements, width)
 
-    def _forth(self, x: Value, read: Value, linear: LinearSizes, width: int) -> tuple[Value, Value]:
-        """Return the output and the adapter's inner state, `Way.forth`."""
-        assert linear.lora is not None
-        down, up = linear.lora
-        tokens = x.elements // linear.inputs
+    def _forth(self, x: Value, read: Value, linears: Sequence[LinearSizes], width: int) -> tuple[list[Value], Value]:
+        """Return the outputs and what the adapters' A make of the input: `forth` of `speed/lora_products.py`."""
+        tokens, outs = x.elements // linears[0].inputs, []
         given = self._flat(x, width)
         some = given if read is x else self._flat(read, width)
-        weight = self._whole(linear, width)
-        out = self.fresh(tokens * linear.outputs, width)
-        inner = self.fresh(tokens * (down.elements // linear.inputs), width)
-        scaled = self.fresh(up.elements, up.itemsize)
-        del given, some, weight, scaled
-        return out, inner
+        inner = self.fresh(tokens * sum(linear.rank for linear in linears), width)
+        del some
+        for linear in linears:
+            weight = self._whole(linear, width)
+            outs.append(self.fresh(tokens * linear.outputs, width))
+            del weight
+            self._scaled(linear)
+        del given
+        return outs, inner
 
-    def _back(self, g: Value, read: Any, linear: LinearSizes, width: int) -> tuple[Value, Value, Value]:
-        """Return the gradients by A, by B and by the inner state, `Way.back`."""
-        assert linear.lora is not None
-        down, up = linear.lora
-        tokens = g.elements // linear.outputs
-        by_inner = self.fresh(tokens * (down.elements // linear.inputs), width)
-        by_a = self.fresh(down.elements, width)
-        by_a = self._flat(by_a, down.itemsize)
-        by_b = self.fresh(up.elements, width)
-        return by_a, self._flat(by_b, up.itemsize), by_inner
+    def _back(
+        self, gradients: Sequence[Value], read: Any, linears: Sequence[LinearSizes], width: int
+    ) -> tuple[list[Value], Value]:
+        """Return the gradients by A and B of each, and that by what A made: `back` of `speed/lora_products.py`."""
+        tokens = gradients[0].elements // linears[0].outputs
+        by_b = []
+        for linear in linears:
+            self._scaled(linear)
+            by_b.append(self._factor(linear, 1, width))
+        by_inner = self.fresh(tokens * sum(linear.rank for linear in linears), width)
+        by_a = [self._factor(linear, 0, width) for linear in linears]
+        return [made for pair in zip(by_a, by_b, strict=True) for made in pair], by_inner
 
-    def _by_input(self, elements: int, linear: LinearSizes, width: int) -> Value:
-        """Return the gradient by the input, `Way.by_input`."""
-        weight = self._whole(linear, width)
+    def _factor(self, linear: LinearSizes, number: int, width: int) -> Value:
+        """Return the gradient by A or by B."""
+        factor = linear.factors[number]
+        return self._flat(self.fresh(factor.elements, width), factor.itemsize)
+
+    def _scaled(self, linear: LinearSizes) -> None:
+        """Make B times the scaling, for one product."""
+        self.ledger.spike("workspace", linear.factors[1].elements * linear.factors[1].itemsize)
+
+    def _by_input(self, elements: int, linears: Sequence[LinearSizes], width: int) -> Value:
+        """Return the gradient by the input: `by_input` of `speed/lora_products.py`."""
+        weight = self._whole(linears[0], width)
         made = self.fresh(elements, width)
         del weight
+        for linear in linears[1:]:
+            self._whole(linear, width)
         return made
 
     def _low_rank(self, x: Value, linear: LinearSizes) -> Value:
-        assert linear.lora is not None
-        down, up = linear.lora
-        rank = down.elements // linear.inputs
-        low = self.product(x, LinearSizes(linear.inputs, rank, down))
-        return self.product(low, LinearSizes(rank, linear.outputs, up))
+        down, up = linear.factors
+        low = self.product(x, LinearSizes(linear.inputs, linear.rank, down))
+        return self.product(low, LinearSizes(linear.rank, linear.outputs, up))
 
     def _scaled_by_magnitude(self, x: Value, result: Value, linear: LinearSizes) -> Value:
         """Return what DoRA adds to the result: `DoraLinearLayer.forward` of `peft/tuners/lora/dora.py`."""

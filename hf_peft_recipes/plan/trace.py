@@ -10,6 +10,7 @@ import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import filterfalse
 from typing import Any
 from unittest import mock
@@ -29,7 +30,7 @@ from hf_peft_recipes.plan.live import LiveBytes
 from hf_peft_recipes.plan.loss import TILE_WIDTH
 from hf_peft_recipes.plan.optimizers import optimizer_bytes
 from hf_peft_recipes.plan.quantized import DTYPES, quantization_tensors, quantize_layers
-from hf_peft_recipes.speed import gated_mlp, head_scores, lora_linear, nf4, recompute, rms_norm, rotary
+from hf_peft_recipes.speed import PATHS, head_scores, lora_products, nf4, recompute
 from hf_peft_recipes.speed.attention.by_block import attend_by_block
 from hf_peft_recipes.speed.attention.layout import Layout, lay_out
 from hf_peft_recipes.speed.head_scores import SCORES
@@ -109,12 +110,13 @@ def build(job: Job) -> Any:
     if job.adapter:
         model = add_adapter(model, settings(job.adapter), "CAUSAL_LM")
     model.train()
-    if job.own_lora:
-        lora_linear.install(model)
-        gated_mlp.install(model)
-    if job.own_layers:
-        rms_norm.install(model)
-        rotary.install(model)
+    taken = {
+        "lora_linear": job.own_lora, "gated_mlp": job.own_lora, "qkv": job.own_qkv,
+        "rms_norm": job.own_layers, "rotary": job.own_layers,
+    }  # fmt: skip
+    for name, path in PATHS.items():
+        if taken.get(name):
+            import_module(path.module).install(model)
 
     def contexts() -> tuple[Any, Any]:
         # What is made anew on the way back is made under autocast again.
@@ -269,7 +271,7 @@ def _stand_ins(job: Job) -> Iterator[None]:
             mock.patch.object(chunked_logprob, "_addmm_fp32", lambda total, a, b: None),
             mock.patch.object(head_scores, "_product", _precise_product),
             mock.patch.object(nf4, "_buffers", {}),
-            mock.patch.object(lora_linear, "dequantize", _into_the_buffer),
+            mock.patch.object(lora_products, "dequantize", _into_the_buffer),
         ]
     with ExitStack() as stack:
         for patch in patches:

@@ -58,6 +58,8 @@ PATHS = {
     "gated_mlp": Path(f"{_ROOM}.gated_mlp"),
     "rms_norm": Path(f"{_ROOM}.rms_norm"),
     "rotary": Path(f"{_ROOM}.rotary"),
+    # Whatever attention does, it does after this.
+    "qkv": Path(f"{_ROOM}.qkv"),
 }
 """Every path by its name, in the order in which they are taken."""
 

@@ -15,15 +15,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from hf_peft_recipes.speed import Taken, sort_out
-from hf_peft_recipes.speed.lora_layers import (
-    Projection,
-    as_base,
-    is_lora,
-    product_dtype,
-    projection_of,
-    why_not_plain,
-)
-from hf_peft_recipes.speed.lora_linear import Way, flat
+from hf_peft_recipes.speed.lora_layers import as_base, is_lora, projections_of, why_not_plain
+from hf_peft_recipes.speed.lora_products import Ways, back, by_input, flat, forth, ways_of
 from hf_peft_recipes.speed.modules import is_hooked, is_replaced, is_written
 
 _CODE = ("self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))",)
@@ -35,9 +28,7 @@ class GatedMlp(torch.autograd.Function):
     """One block."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, ways: tuple[Way, Way, Way], recomputes: bool, *adapters: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, ways: Ways, recomputes: bool, *adapters: torch.Tensor) -> torch.Tensor:
         """Return the output, of the input's shape.
 
         Args:
@@ -48,11 +39,10 @@ class GatedMlp(torch.autograd.Function):
             adapters: A and B of each.
         """
         rows = flat(x, ways[0].dtype)
-        gate, gate_inner = ways[0].forth(rows, rows, *adapters[:2])
-        up, up_inner = ways[1].forth(rows, rows, *adapters[2:4])
+        (gate, up), inner = forth(ways[:2], rows, rows, adapters[:4])
         product = silu(gate).mul_(up)
-        out, down_inner = ways[2].forth(product, product, *adapters[4:])
-        kept = () if recomputes else (gate, gate_inner, up, up_inner)
+        (out,), down_inner = forth(ways[2:], product, product, adapters[4:])
+        kept = () if recomputes else (gate, up, inner)
         ctx.save_for_backward(rows, down_inner, *adapters, *kept)
         ctx.ways, ctx.x = ways, (x.shape, x.dtype)
         return out.view(x.shape)
@@ -61,30 +51,27 @@ class GatedMlp(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
         """Return the gradients by the input and by the A and B of each part."""
-        of_gate, of_up, of_down = ctx.ways
+        first, last = ctx.ways[:2], ctx.ways[2:]
         rows, down_inner, *others = ctx.saved_tensors
-        adapters, kept = others[:6], others[6:]
-        gate, gate_inner, up, up_inner = kept or (
-            *of_gate.forth(rows, rows, *adapters[:2]),
-            *of_up.forth(rows, rows, *adapters[2:4]),
-        )
-        g = flat(gradient, of_down.dtype)
+        of_first, of_last, kept = others[:4], others[4:6], others[6:]
+        if kept:
+            gate, up, inner = kept
+        else:
+            (gate, up), inner = forth(first, rows, rows, of_first)
+        g = flat(gradient, last[0].dtype)
         activated = silu(gate)
         product = activated * up
-        *by_down, by_inner = of_down.back(g, product, down_inner, *adapters[4:])
+        by_last, by_inner = back(last, [g], product, down_inner, of_last)
         del product
-        by_product = of_down.by_input(g, by_inner, adapters[4])
-        by_up_out = torch.mul(by_product, activated, out=activated)
-        by_gate_out = torch.ops.aten.silu_backward(by_product.mul_(up), gate)
+        by_product = by_input(last, [g], by_inner, of_last)
+        by_up = torch.mul(by_product, activated, out=activated)
+        by_gate = torch.ops.aten.silu_backward(by_product.mul_(up), gate)
         del by_product
-        *by_gate, gate_by_inner = of_gate.back(by_gate_out, rows, gate_inner, *adapters[:2])
-        *by_up, up_by_inner = of_up.back(by_up_out, rows, up_inner, *adapters[2:4])
+        by_first, by_inner = back(first, [by_gate, by_up], rows, inner, of_first)
         by_x = None
         if ctx.needs_input_grad[0]:
-            by_x = of_gate.by_input(by_gate_out, gate_by_inner, adapters[0])
-            by_x = of_up.by_input(by_up_out, up_by_inner, adapters[2], into=by_x)
-            by_x = by_x.view(ctx.x[0]).to(ctx.x[1])
-        return by_x, None, None, *by_gate, *by_up, *by_down
+            by_x = by_input(first, [by_gate, by_up], by_inner, of_first).view(ctx.x[0]).to(ctx.x[1])
+        return by_x, None, None, *by_first, *by_last
 
 
 def install(model: Any) -> Taken:
@@ -109,27 +96,16 @@ def as_one(block: Any, x: torch.Tensor, recomputes: bool = False) -> torch.Tenso
         x: its input, of shape (…, hidden size).
         recomputes: as `GatedMlp.forward` has it.
     """
-    parts = _projections(block, x)
-    ways = tuple(Way(part.base, part.scaling, product_dtype(part.base, x)) for part in parts or ())
-    if parts is None or len({way.dtype for way in ways}) != 1:
+    parts = None if is_hooked(block.act_fn) else projections_of([getattr(block, name) for name in _PARTS], x)
+    if parts is None:
         return None
-    out = GatedMlp.apply(x, ways, recomputes, *(tensor for part in parts for tensor in (part.a, part.b)))
+    out = GatedMlp.apply(x, ways_of(parts, x), recomputes, *(tensor for part in parts for tensor in (part.a, part.b)))
     return as_base(out, parts[-1].base, x)
 
 
 def serves(block: Any) -> bool:
     """Return whether `install` has made one function of the block."""
     return getattr(vars(block).get("forward"), "__func__", None) is _forward
-
-
-def _projections(block: Any, x: torch.Tensor) -> list[Projection] | None:
-    layers = [getattr(block, name) for name in _PARTS]
-    if is_hooked(block.act_fn) or any(map(is_hooked, layers)):
-        return None
-    parts = [projection_of(layer, x) for layer in layers]
-    if any(part is None or part.dropout is not None for part in parts):
-        return None
-    return [part for part in parts if part is not None]
 
 
 def _has_lora(module: Any) -> bool:

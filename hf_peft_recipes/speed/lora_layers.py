@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -90,6 +91,22 @@ def projection_of(layer: Any, x: torch.Tensor) -> Projection | None:
     drops = isinstance(dropout, torch.nn.Dropout) and dropout.training and dropout.p > 0
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     return Projection(layer.base_layer, a, b, float(layer.scaling[name]), dropout if drops else None)
+
+
+def projections_of(layers: Sequence[Any], x: torch.Tensor) -> list[Projection] | None:
+    """Return how layers that are one function are to be computed now; None where that is each alone.
+
+    Args:
+        layers: of LoRA or not.
+        x: the input of the first.
+    """
+    # Who has hooked into a layer wants to see it run.
+    if any(map(is_hooked, layers)):
+        return None
+    found = [projection_of(layer, x) for layer in layers]
+    parts = [part for part in found if part is not None and part.dropout is None]
+    alike = len({product_dtype(part.base, x) for part in parts}) == 1
+    return parts if alike and len(parts) == len(layers) else None
 
 
 def _why_not_now(layer: Any, x: torch.Tensor) -> str | None:

@@ -105,4 +105,6 @@ def _with_rotary(forward: FunctionType) -> FunctionType:
         forward.__closure__,
     )  # fmt: skip
     made.__kwdefaults__ = forward.__kwdefaults__
+    # So that other paths see whose it is.
+    made.__module__ = __name__
     return made
