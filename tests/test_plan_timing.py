@@ -4,7 +4,7 @@ import json
 
 import pytest
 from conftest import write_jsonl
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerControl, TrainerState
 
 from hf_peft_recipes import get_recipe
 from hf_peft_recipes.device import detect_device
@@ -21,6 +21,12 @@ CONFIG = {
     "num_key_value_heads": 1, "vocab_size": 1280, "max_position_embeddings": 64, "dtype": "bfloat16",
 }  # fmt: skip
 QUICK = {"max_length": 64, "gradient_accumulation_steps": 1, "per_device_train_batch_size": 1}
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(timing, "WARMUP", (1, 0.0))
+    monkeypatch.setattr(timing, "STEPS", (2, 0.0))
 
 
 def job_of(recipe, config=CONFIG, documents=None):
@@ -41,6 +47,25 @@ def test_layers_that_were_not_timed_are_added(monkeypatch):
     turns = ["sliding_attention", "full_attention"] * 5
     apart = timing.time_step(job_of(recipe, CONFIG | {"num_hidden_layers": 10, "layer_types": turns}), recipe.resolved)
     assert apart.layers == (2, 8) and apart.step_seconds == pytest.approx(1.3)
+
+
+@pytest.mark.parametrize(
+    ("a_step", "warmup", "steps"),
+    [(0.1, 20, 30), (1.5, 2, 3), (60.0, 2, 3)],
+    ids=["many that are short", "two seconds, and three", "few that are long"],
+)
+def test_steps_are_timed_for_long_enough(a_step, warmup, steps, monkeypatch):
+    monkeypatch.setattr(timing, "WARMUP", (2, 2.0))
+    monkeypatch.setattr(timing, "STEPS", (3, 3.0))
+    state, control, now = TrainerState(), TrainerControl(), [5.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    enough = timing._Enough()
+    enough.on_train_begin(None, state, control)
+    while not control.should_training_stop:
+        state.global_step += 1
+        now[0] += a_step + 1e-9
+        enough.on_step_end(None, state, control)
+    assert (enough.warmup, state.global_step) == (warmup, warmup + steps)
 
 
 @pytest.mark.parametrize(
@@ -87,8 +112,8 @@ def test_the_rows_are_like_the_data():
     assert {len(row["input_ids"]) for row in rows} == {10, 20, 30}
     told = sum(label != -100 for row in rows for label in row["labels"])
     assert told / sum(len(row["labels"]) for row in rows) == pytest.approx(documents.supervised, abs=0.02)
-    # Enough for four steps of one row of three documents, and a quarter more.
-    assert len(rows) == 15
+    # Enough for eight steps of one row of three documents, and a quarter more.
+    assert len(rows) == 30
     assert all(len(row["input_ids"]) == 60 for row in timing._rows(job, None))
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import random
 import statistics
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from hf_peft_recipes.adapters import add_adapter
 from hf_peft_recipes.data import PreparedData
@@ -34,7 +35,15 @@ from hf_peft_recipes.upstream_noise import quiet
 
 FEW, MORE = 1, 4
 """Numbers of layers that are timed where all layers are alike, of groups of layers where they take turns."""
-WARMUP, STEPS = 1, 3
+WARMUP, STEPS = (2, 2.0), (3, 3.0)
+"""Fewest steps, and fewest seconds, that warm up and that are timed.
+
+Kernels are made for the lengths that are met first, and the heap grows to what a step needs: of small models that takes
+longer than a step.
+"""
+MOST_STEPS = 1000
+ROWS_OF_STEPS = 8
+"""Steps whose rows are made; they come again."""
 LOADS = ("adapter_name_or_path",)
 """What of an adapter's section is about weights that exist."""
 
@@ -100,13 +109,13 @@ def _steps(job: Job, recipe: ResolvedRecipe, layers: int, rows: Sequence[dict[st
     with tempfile.TemporaryDirectory() as folder:
         alone = {
             "eval_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
-            "push_to_hub": False, "max_steps": WARMUP + STEPS, "max_length": job.length, "output_dir": folder,
+            "push_to_hub": False, "max_steps": MOST_STEPS, "max_length": job.length, "output_dir": folder,
         }  # fmt: skip
-        clock = StepClock()
+        clock, enough = StepClock(), _Enough()
         trainer = objective.build_trainer(
             model, load_tokenizer({"name_or_path": str(MODEL_DIR)}),
             PreparedData(Dataset.from_list(list(rows)), None, [], dict),
-            objective.training_arguments({**job.arguments, **alone}), [clock],
+            objective.training_arguments({**job.arguments, **alone}), [clock, enough],
         )  # fmt: skip
         for callback in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(callback)
@@ -114,7 +123,29 @@ def _steps(job: Job, recipe: ResolvedRecipe, layers: int, rows: Sequence[dict[st
         if job.speed:
             speed_up(model, job.device.kind, compiled=bool(job.arguments.get("torch_compile")))
         trainer.train()
-    return list(clock.timed(WARMUP))
+    return list(clock.timed(enough.warmup))
+
+
+class _Enough(TrainerCallback):
+    """Ends training when steps have been timed for long enough."""
+
+    def __init__(self) -> None:
+        self.warmup = 0
+        """Number of the steps that have warmed up."""
+        self._since, self._start = 0, 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start warming up."""
+        self._start = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Go from warming up to timing, and from timing to the end."""
+        steps, seconds = WARMUP if not self.warmup else STEPS
+        if state.global_step - self._since < steps or time.perf_counter() - self._start < seconds:
+            return
+        control.should_training_stop = bool(self.warmup)
+        self.warmup = self.warmup or state.global_step
+        self._since, self._start = state.global_step, time.perf_counter()
 
 
 def _model(job: Job, recipe: ResolvedRecipe, layers: int, task_type: str) -> Any:
@@ -144,9 +175,9 @@ def _model(job: Job, recipe: ResolvedRecipe, layers: int, task_type: str) -> Any
 
 
 def _rows(job: Job, documents: Documents | None, seed: int = 0) -> list[dict[str, list[int]]]:
-    """Return token rows for all the steps of one timing: as the data are, or full."""
+    """Return token rows for some steps of a timing, which are met again after that: as the data are, or full."""
     draw = random.Random(seed)
-    count, words = job.batch * job.accumulation * (WARMUP + STEPS), min(1000, int(job.config["vocab_size"]))
+    count, words = job.batch * job.accumulation * ROWS_OF_STEPS, min(1000, int(job.config["vocab_size"]))
     lengths = [job.length] * count
     if documents:
         # Rows that are packed of few documents are less full than those of many.
