@@ -1,6 +1,7 @@
 """A step timed on few layers: what runs is what would run, and the rest of the layers is added in a straight line."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from conftest import write_jsonl
@@ -14,6 +15,7 @@ from hf_peft_recipes.measure.clock import Step
 from hf_peft_recipes.plan import timing
 from hf_peft_recipes.plan.documents import Documents
 from hf_peft_recipes.plan.job import make_job
+from hf_peft_recipes.spec.recompute import Recompute
 from hf_peft_recipes.speed import speed_up
 
 CONFIG = {
@@ -36,7 +38,7 @@ def job_of(recipe, config=CONFIG, documents=None):
 def test_layers_that_were_not_timed_are_added(monkeypatch):
     # A layer takes 0.1 s, everything else 0.3 s, and a step has 64 tokens.
     monkeypatch.setattr(
-        timing, "_steps", lambda job, recipe, layers, rows: [Step(0.3 + 0.1 * layers, 64, 64, 1, 64**2)] * 3
+        timing, "_steps", lambda job, recipe, layers, rows, amount: [Step(0.3 + 0.1 * layers, 64, 64, 1, 64**2)] * 3
     )
     recipe = get_recipe("lora", **QUICK)
     found = timing.time_step(job_of(recipe), recipe.resolved)
@@ -47,6 +49,30 @@ def test_layers_that_were_not_timed_are_added(monkeypatch):
     turns = ["sliding_attention", "full_attention"] * 5
     apart = timing.time_step(job_of(recipe, CONFIG | {"num_hidden_layers": 10, "layer_types": turns}), recipe.resolved)
     assert apart.layers == (2, 8) and apart.step_seconds == pytest.approx(1.3)
+
+
+def test_what_is_computed_again_is_timed(monkeypatch):
+    """A block's second time takes 0.04 s, a feed-forward part's 0.02 s."""
+
+    def steps(job, recipe, layers, rows, amount):
+        assert amount.blocks + amount.feed_forwards in (0, layers)
+        seconds = 0.3 + 0.1 * layers + 0.04 * amount.blocks + 0.02 * amount.feed_forwards
+        return [Step(seconds, 64, 64, 1, 64**2)] * 3
+
+    monkeypatch.setattr(timing, "_steps", steps)
+    recipe = get_recipe("lora", **QUICK)
+    job = replace(job_of(recipe), recompute=Recompute(2, 3))
+    found = timing.time_step(job, recipe.resolved)
+    assert found.step_seconds == pytest.approx(1.0 + 2 * 0.04 + 3 * 0.02)
+    assert found.recompute_factor == pytest.approx(1.14)
+
+
+def test_layers_that_are_timed_are_computed_again(monkeypatch):
+    asked = []
+    monkeypatch.setattr(timing.recompute, "install", lambda model, amount: asked.append(amount))
+    recipe = get_recipe("lora", **QUICK)
+    timing.time_step(replace(job_of(recipe), recompute=Recompute(0, 2)), recipe.resolved)
+    assert asked == [Recompute(), Recompute(), Recompute(0, 4)]
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,8 @@ def plan_run(
     if shape is None:
         _check_known(str(config.get("model_type")), source)
         return _traced_alone(recipe, job, missing, documents, measure)
-    timed = _timed(job, recipe, documents) if measure else None
+    if measure and job.on_cpu and find_profile(device) is None:
+        measure_cpu(device)
     profile = find_profile(device)
     estimates, chooses = Estimates(shape, profile), recipe.value("recompute") == AUTO and not job.checkpointing
     with uncollected():
@@ -177,9 +178,8 @@ def plan_run(
         from hf_peft_recipes.plan.trace import trace_step
 
         traced = trace_step(job).peak_bytes
-    if timed:
-        # Few layers were timed, none of them computed again by us.
-        timed = replace(timed, tokens_per_second=timed.tokens_per_second / (factor if job.recompute else 1))
+    if measure:
+        timed, factor = _timed(job, recipe, documents)
         speed = replace(timed, bound=speed.bound, other_share=speed.other_share) if speed else timed
     trained = step.gradient_bytes // (4 if job.adapter else job.item_bytes)
     total = shape.parameters() + job.extra_elements + (trained if job.adapter else 0)
@@ -189,16 +189,14 @@ def plan_run(
     )  # fmt: skip
 
 
-def _timed(job: Job, recipe: ResolvedRecipe, documents: Documents | None) -> Speed:
-    """Return the speed that a step shows here, without the reasons for it."""
+def _timed(job: Job, recipe: ResolvedRecipe, documents: Documents | None) -> tuple[Speed, float]:
+    """Return the speed that a step shows here, without the reasons for it, and how much longer recomputing makes it."""
     from hf_peft_recipes.plan.timing import time_step
 
     timing = time_step(job, recipe, documents)
-    if job.on_cpu and find_profile(job.device) is None:
-        measure_cpu(job.device)
     layers = " and ".join(map(str, timing.layers))
     source = f"timed here, on {layers} layers of the model with random weights"
-    return Speed(job.devices * timing.tokens_per_second, None, None, source, timed=True)
+    return Speed(job.devices * timing.tokens_per_second, None, None, source, timed=True), timing.recompute_factor
 
 
 def _traced_alone(
@@ -223,7 +221,7 @@ def _traced_alone(
     sizes = StepSizes(traced.peak_bytes, _counter(parts), traced.saved_bytes, traced.saved_bytes, 0, 0, gradients, 0)
     memory = memory_of(job, sizes, Evaluation())
     note = f"{missing} has no closed form: traced on the meta device; evaluation is not planned"
-    speed = _timed(job, recipe, documents) if measure else None
+    speed = _timed(job, recipe, documents)[0] if measure else None
     return _plan(
         recipe, job, memory, (traced.parameters, traced.trainable), "trace", traced.peak_bytes,
         (note, *_assumptions(job, speed, documents)), {}, documents, speed, (),

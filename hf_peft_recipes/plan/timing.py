@@ -30,12 +30,13 @@ from hf_peft_recipes.plan.documents import Documents
 from hf_peft_recipes.plan.job import Job
 from hf_peft_recipes.spec import ResolvedRecipe
 from hf_peft_recipes.spec.quantized import section_of
-from hf_peft_recipes.speed import speed_up
+from hf_peft_recipes.spec.recompute import NOTHING, Recompute
+from hf_peft_recipes.speed import recompute, speed_up
 from hf_peft_recipes.upstream_noise import quiet
 
 FEW, MORE = 1, 4
 """Numbers of layers that are timed where all layers are alike, of groups of layers where they take turns."""
-WARMUP, STEPS = (2, 2.0), (3, 3.0)
+WARMUP, STEPS = (3, 4.0), (4, 4.0)
 """Fewest steps, and fewest seconds, that warm up and that are timed.
 
 Kernels are made for the lengths that are met first, and the heap grows to what a step needs: of small models that takes
@@ -58,6 +59,8 @@ class Timing:
     """Of an optimizer step, all its micro-batches."""
     layers: tuple[int, ...]
     """Numbers of layers that were timed."""
+    recompute_factor: float = 1.0
+    """Time of a step, against one that computes nothing again."""
 
 
 def time_step(job: Job, recipe: ResolvedRecipe, documents: Documents | None = None) -> Timing:
@@ -78,14 +81,23 @@ def time_step(job: Job, recipe: ResolvedRecipe, documents: Documents | None = No
     layers, period = int(job.config["num_hidden_layers"]), layer_period(job.config)
     numbers = (FEW * period, MORE * period) if layers > MORE * period else (layers,)
     rows = _rows(job, documents)
+    most, asked = numbers[-1], job.recompute
+    # What a run may compute again is timed in all layers, one kind after the other.
+    kinds = (asked.blocks, Recompute(blocks=most)), (asked.feed_forwards, Recompute(feed_forwards=most))
     with quiet():
-        timed = [_steps(job, recipe, number, rows) for number in numbers]
-    seconds = [statistics.median(step.seconds for step in steps) for steps in timed]
-    whole = seconds[-1]
+        timed = [_steps(job, recipe, number, rows, NOTHING) for number in numbers]
+        again = [(number, _steps(job, recipe, most, rows, amount)) for number, amount in kinds if number]
+    kept = [_seconds(steps) for steps in timed]
+    keeping_all = kept[-1]
     if len(numbers) > 1:
-        whole += (layers - numbers[1]) * (seconds[1] - seconds[0]) / (numbers[1] - numbers[0])
+        keeping_all += (layers - most) * (kept[1] - kept[0]) / (most - numbers[0])
+    whole = keeping_all + sum(number * (_seconds(steps) - kept[-1]) / most for number, steps in again)
     tokens = statistics.mean(step.tokens for step in timed[-1])
-    return Timing(tokens / whole, whole, numbers)
+    return Timing(tokens / whole, whole, numbers, whole / keeping_all)
+
+
+def _seconds(steps: Sequence[Step]) -> float:
+    return statistics.median(step.seconds for step in steps)
 
 
 def layer_period(config: Any) -> int:
@@ -98,8 +110,10 @@ def layer_period(config: Any) -> int:
     return next((step for step in range(1, len(kinds)) if kinds[step:] == kinds[:-step]), 1)
 
 
-def _steps(job: Job, recipe: ResolvedRecipe, layers: int, rows: Sequence[dict[str, list[int]]]) -> list[Step]:
-    """Return the timed steps of the model with so many layers."""
+def _steps(
+    job: Job, recipe: ResolvedRecipe, layers: int, rows: Sequence[dict[str, list[int]]], amount: Recompute
+) -> list[Step]:
+    """Return the timed steps of the model with so many layers, so many of which are computed again."""
     from datasets import Dataset
     from transformers import set_seed
 
@@ -122,6 +136,7 @@ def _steps(job: Job, recipe: ResolvedRecipe, layers: int, rows: Sequence[dict[st
         clock.watch(trainer)
         if job.speed:
             speed_up(model, job.device.kind, compiled=bool(job.arguments.get("torch_compile")))
+        recompute.install(model, amount)
         trainer.train()
     return list(clock.timed(enough.warmup))
 
