@@ -87,17 +87,18 @@ def time_step(job: Job, recipe: ResolvedRecipe, documents: Documents | None = No
     with quiet():
         timed = [_steps(job, recipe, number, rows, NOTHING) for number in numbers]
         again = [(number, _steps(job, recipe, most, rows, amount)) for number, amount in kinds if number]
-    kept = [_seconds(steps) for steps in timed]
+    kept = [_seconds_a_token(steps) for steps in timed]
     keeping_all = kept[-1]
     if len(numbers) > 1:
         keeping_all += (layers - most) * (kept[1] - kept[0]) / (most - numbers[0])
-    whole = keeping_all + sum(number * (_seconds(steps) - kept[-1]) / most for number, steps in again)
-    tokens = statistics.mean(step.tokens for step in timed[-1])
-    return Timing(tokens / whole, whole, numbers, whole / keeping_all)
+    whole = keeping_all + sum(number * (_seconds_a_token(steps) - kept[-1]) / most for number, steps in again)
+    tokens = statistics.median(step.tokens for step in timed[-1])
+    return Timing(1 / whole, tokens * whole, numbers, whole / keeping_all)
 
 
-def _seconds(steps: Sequence[Step]) -> float:
-    return statistics.median(step.seconds for step in steps)
+def _seconds_a_token(steps: Sequence[Step]) -> float:
+    # Where the rows begin again a step has fewer.
+    return statistics.median(step.seconds / step.tokens for step in steps)
 
 
 def layer_period(config: Any) -> int:
