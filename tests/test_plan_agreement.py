@@ -62,6 +62,25 @@ def test_the_two_ways_agree_under_other_settings(overrides, recipe):
     assert walked.peak_bytes == pytest.approx(traced.peak_bytes, rel=AGREEMENT)
 
 
+@pytest.mark.parametrize("length", [1024, 32768])
+def test_the_two_ways_agree_on_documents_however_long(length):
+    """One head of a document of 32,768 tokens has more scores than blocks hold together."""
+    from hf_peft_recipes.plan.trace import trace_step
+
+    sizes = {
+        "hidden_size": 96,
+        "intermediate_size": 96,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 1,
+        "vocab_size": 64,
+    }
+    config = small_config("llama") | sizes | {"head_dim": 16, "max_position_embeddings": 32768}
+    job = job_of("lora", config, replace(named_device("cpu"), bf16=True), max_length=length)
+    assert job.document_kernel == "by_block"
+    walked, traced = walk_step(job, read_shape(config, "x")), trace_step(job)
+    assert walked.peak_bytes == pytest.approx(traced.peak_bytes, rel=AGREEMENT)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -273,7 +273,9 @@ class Operations:
         # What was asked and what is given back, keys and values, laid out; what comes of it, sums in float32.
         laid = [self.fresh(round(size * wider), itemsize) for size in (q, q, k, v)]
         laid += [self.fresh(q, itemsize), self.fresh(k, FLOAT32), self.fresh(v, FLOAT32)]
-        scores = min(ATTENTION_SCORES, heads * min(ATTENTION_BLOCK, self.tokens) * self.tokens)
+        of_head = min(ATTENTION_BLOCK, self.tokens) * self.tokens
+        # One head of keys, with all of queries that share it, is never divided.
+        scores = min(max(ATTENTION_SCORES, q // k * of_head), heads * of_head)
         self.ledger.spike("workspace", 2 * itemsize * scores)
         return [self.fresh(size, itemsize) for size in sizes]
 

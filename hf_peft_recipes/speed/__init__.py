@@ -69,7 +69,10 @@ ATTENTION = {("cuda", 2): "varlen", ("cpu", 2): "by_block"}
 ATTENTION_BLOCK = 128
 """Queries whose attention goes back at a time `by_block`, each with the keys up to the last of them."""
 ATTENTION_SCORES = 2**22
-"""Scores of a block that are held at a time, by heads and documents: 8 MiB, and as much again for their gradient."""
+"""Scores of a block that are held at a time, by heads and documents: 8 MiB, and as much again for their gradient.
+
+More where one head of keys alone has more, of a document beyond 32,768 tokens over the heads of queries that share it.
+"""
 ATTENTION_COLUMNS = 4
 """Numbers whose sum is what is subtracted there: three of bfloat16 hold what float32 has, a fourth keeps rows even."""
 

@@ -123,6 +123,8 @@ def attend_back(
             into = total[block.keys].view(block.heads, -1, size)[:, : block.end]
             # The last queries, which see all keys, come first.
             into.copy_(part) if block.is_first else into.add_(part)
+        # The next block's are about as large.
+        del weights, by_scores, first
     return (
         places.gather_queries(by_query).view(query.shape).mul_(scaling),
         places.gather_keys(by_key).mul_(scaling).to(key.dtype).view(key.shape),
