@@ -62,6 +62,23 @@ def test_the_two_ways_agree_under_other_settings(overrides, recipe):
     assert walked.peak_bytes == pytest.approx(traced.peak_bytes, rel=AGREEMENT)
 
 
+@pytest.mark.parametrize("speed", ["auto", "off"])
+@pytest.mark.parametrize("computed", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_two_ways_agree_on_what_four_bits_are_multiplied_in(bf16, stored, computed, speed):
+    from hf_peft_recipes.plan.trace import trace_step
+
+    config, cpu = small_config("llama"), replace(named_device("cpu"), bf16=True)
+    section = {"quantization.bnb_4bit_compute_dtype": computed}
+    job = job_of("qlora", config, cpu, bf16=bf16, dtype=stored, speed=speed, **section)
+    assert job.own_lora == (speed == "auto" and (bf16 or computed == "float32"))
+    walked, traced = walk_step(job, read_shape(config, "x")), trace_step(job)
+    weights = sum(walked.parts[part] for part in ("weights", "weights_quantized", "adapters"))
+    moving = walked.peak_bytes - weights, traced.peak_bytes - traced.weight_bytes
+    assert moving[0] == pytest.approx(moving[1], rel=AGREEMENT)
+
+
 @pytest.mark.parametrize("length", [1024, 32768])
 def test_the_two_ways_agree_on_documents_however_long(length):
     """One head of a document of 32,768 tokens has more scores than blocks hold together."""

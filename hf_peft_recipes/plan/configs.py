@@ -57,6 +57,8 @@ class Quantization:
     double: bool
     method: str
     float8: bool = False
+    compute_dtype: str | None = None
+    """What weights in 4 bits are multiplied in, by name; None where the files do not say."""
 
 
 def read_quantization(config: Mapping[str, Any]) -> Quantization | None:
@@ -67,7 +69,8 @@ def read_quantization(config: Mapping[str, Any]) -> Quantization | None:
     kind = kind_of_base(section_of(section))
     method = str(section.get("quant_method") or (BITSANDBYTES if kind else "an unknown method"))
     bits = {FOUR: 4, EIGHT: 8, FLOAT8: 8}.get(kind or "", 0) if method in (BITSANDBYTES, TORCHAO) else 0
-    return Quantization(bits, bool(section.get("bnb_4bit_use_double_quant")), method, kind == FLOAT8)
+    double, dtype = bool(section.get("bnb_4bit_use_double_quant")), section.get("bnb_4bit_compute_dtype")
+    return Quantization(bits, double, method, kind == FLOAT8, dtype)
 
 
 def config_values(config: Any) -> Mapping[str, Any]:

@@ -93,6 +93,8 @@ class Job:
     """What the base takes, where the files know it and the config does not."""
     quantized_elements: int = 0
     """Numbers that a quantised base holds in 4 or 8 bits."""
+    four_bit_bytes: int = FLOAT32
+    """Of the numbers that weights in 4 bits are multiplied in without autocast: bitsandbytes' compute dtype."""
     recompute: Recompute = NOTHING
     """Which layers are computed again, where upstream does not do so with all of them."""
 
@@ -156,12 +158,14 @@ class Job:
     def own_lora(self) -> bool:
         """Whether plain LoRA layers are functions of our own: not those of a frozen base in whole numbers of 8 bits.
 
-        Without autocast they are where the base is as precise as the adapter. What is float16 is left to PEFT.
+        Without autocast they are where products with the base are as precise as the adapter. What is float16 is left to
+        PEFT.
         """
         adapter = self.adapter or {}
         plain = str(adapter.get("peft_type")).upper() == "LORA" and not adapter.get("use_dora")
         plain = plain and (self.bits != 8 or self.float8) and not self.arguments.get("fp16")
-        return self.takes("lora_linear") and plain and (self.autocast_bytes is not None or self.item_bytes == FLOAT32)
+        precise = (self.four_bit_bytes if self.bits == 4 else self.item_bytes) == FLOAT32
+        return self.takes("lora_linear") and plain and (self.autocast_bytes is not None or precise)
 
     @property
     def own_layers(self) -> bool:
@@ -316,9 +320,11 @@ def make_job(
     kind = kind_of_base(quantization)
     bits, float8 = {None: 0, FOUR: 4}.get(kind, 8), kind == FLOAT8
     double = bool(quantization.get("bnb_4bit_use_double_quant"))
+    multiplied = quantization.get("bnb_4bit_compute_dtype")
     if prequantized := read_quantization(config):
         bits, float8, double = prequantized.bits, prequantized.float8, prequantized.double
-    stated = ITEM_BYTES.get(str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch."), 4)
+        multiplied = prequantized.compute_dtype
+    stated = _item_bytes(config.get("dtype") or config.get("torch_dtype"))
     autocast = 2 if training.get("bf16") or training.get("fp16") else None
     asked = model.get("dtype")
     length, context = training.get("max_length"), config.get("max_position_embeddings")
@@ -328,12 +334,13 @@ def make_job(
     return Job(
         source=source,
         config=config,
-        item_bytes=stated if asked in (None, "auto") else ITEM_BYTES.get(str(asked).removeprefix("torch."), 4),
+        item_bytes=stated if asked in (None, "auto") else _item_bytes(asked),
         stored_item_bytes=ITEM_BYTES.get(str(stored), stated),
         autocast_bytes=autocast,
         bits=bits,
         float8=float8,
         double_quantized=double,
+        four_bit_bytes=_item_bytes(multiplied),
         prequantized=prequantized is not None,
         adapter=recipe.section("adapter"),
         length=min(row_length, documents.row_length) if documents else row_length,
@@ -355,6 +362,11 @@ def make_job(
         span=documents.span if documents else None,
         held_out=documents.held_out if documents else None,
     )
+
+
+def _item_bytes(dtype: Any) -> int:
+    """Return the bytes of an element of a dtype, by name; float32 is what upstream takes where none is named."""
+    return ITEM_BYTES.get(str(dtype).removeprefix("torch."), FLOAT32)
 
 
 def _document_lengths(

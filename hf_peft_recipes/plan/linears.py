@@ -31,6 +31,8 @@ class LinearSizes:
     """DoRA's."""
     float8: bool = False
     """Whether the weight is in 8-bit floats."""
+    compute_bytes: int | None = None
+    """Of the numbers that a weight in 4 bits is multiplied in, whatever the input's; autocast decides before it."""
 
     @property
     def quantized(self) -> bool:
@@ -68,9 +70,9 @@ class Walk(Operations):
             return self._product_8bit(x, linear, rows)
         if linear.float8:
             return self._product_float8(x, linear, rows)
-        x = self.cast(x, self.autocast) if self.autocast else x
         if linear.bits == 4:
             return self._product_4bit(x, linear, rows)
+        x = self.cast(x, self.autocast) if self.autocast else x
         weight = self._operand(linear.weight)
         itemsize = x.itemsize
         sizes = (x.elements, weight.elements, linear.outputs)
@@ -88,18 +90,31 @@ class Walk(Operations):
             parents.append(bias)
         return self.make(rows * linear.outputs, itemsize, parents, backward, kept)
 
+    def _width(self, x: Value, linear: LinearSizes) -> int:
+        """Return the bytes of the numbers that a product is made in."""
+        return self.autocast or linear.compute_bytes or x.itemsize
+
     def _product_4bit(self, x: Value, linear: LinearSizes, rows: int) -> Value:
-        dequantized, itemsize, elements = linear.inputs * linear.outputs * 2, x.itemsize, x.elements
-        self.ledger.spike("dequantization", dequantized)
+        """Return the product of bitsandbytes' `Linear4bit`, which gives back the precision that it was given."""
+        given = x.itemsize
+        x = self.cast(x, self._width(x, linear))
+        itemsize, elements = x.itemsize, x.elements
 
         def backward(g: Value) -> list[Value]:
-            with self.ledger.making("dequantization"):
-                weight = self.fresh(dequantized // 2, 2)
+            weight = self._four_bit_whole(linear, itemsize)
             made = self.fresh(elements, itemsize)
             del weight
             return [made]
 
-        return self.make(rows * linear.outputs, itemsize, [x], backward)
+        weight = self._four_bit_whole(linear, itemsize)
+        out = self.make(rows * linear.outputs, itemsize, [x], backward)
+        del weight
+        return self.cast(out, given)
+
+    def _four_bit_whole(self, linear: LinearSizes, width: int) -> Value:
+        """Return a weight in 4 bits made whole, in half precision before any other."""
+        with self.ledger.making("dequantization"):
+            return self._flat(self.fresh(linear.inputs * linear.outputs, 2), width)
 
     def _product_float8(self, x: Value, linear: LinearSizes, rows: int) -> Value:
         """Return the product of `float8.Product`, which keeps nothing but the input's dtype."""
@@ -189,21 +204,22 @@ class Walk(Operations):
         itemsize = result.itemsize
         if linear.bits == 4:
             result = self.unary(result)  # peft clones it
-        # peft/tuners/lora/bnb.py asks for the GPU's autocast; elsewhere x goes to the adapter's precision.
-        if not (linear.bits and self.kind == "cuda" and self.autocast):
+        # peft/tuners/lora/bnb.py asks for the GPU's autocast; elsewhere x goes to the adapter's precision, and back.
+        converts = not (linear.bits and self.kind == "cuda" and self.autocast)
+        if converts:
             x = self.cast(x, linear.lora[0].itemsize)
         if linear.magnitude is not None:
             return self.cast(self.add(result, self._scaled_by_magnitude(x, result, linear)), itemsize)
         wide = self._low_rank(self.dropout(x) if linear.dropout else x, linear)
         scaled = self.unary(wide)
         del wide
-        if linear.bits:
+        if linear.bits and converts:
             scaled = self.cast(scaled, itemsize)
         return self.cast(self.add(result, scaled), itemsize)
 
     def own_linears(self, x: Value, linears: Sequence[LinearSizes]) -> list[Value]:
         """Return the outputs of `LoraLinear`, `speed/lora_linear.py`: of one layer, or several that read one input."""
-        width, elements, itemsize = self.autocast or x.itemsize, x.elements, x.itemsize
+        width, elements, itemsize = self._width(x, linears[0]), x.elements, x.itemsize
         drops = linears[0].dropout
         read = self.dropout(x) if drops else x
         outs, inner = self._forth(x, read, linears, width)
@@ -218,11 +234,11 @@ class Walk(Operations):
 
         factors = [factor for linear in linears for factor in linear.factors]
         self._as(outs, [x, *([read] if drops else []), *factors], backward, [read, inner])
-        return outs
+        return [self._as_base(out, linear, itemsize) for out, linear in zip(outs, linears, strict=True)]
 
     def own_mlp(self, x: Value, gate: LinearSizes, up: LinearSizes, down: LinearSizes, recomputes: bool) -> Value:
         """Return the output of `GatedMlp`, `speed/gated_mlp.py`, which may make anew what is of the inner width."""
-        width, elements, itemsize = self.autocast or x.itemsize, x.elements, x.itemsize
+        width, elements, itemsize = self._width(x, gate), x.elements, x.itemsize
         first, last = (gate, up), (down,)
         rows = self._flat(x, width)
         (gated, upped), inner = self._forth(rows, rows, first, width)
@@ -249,7 +265,12 @@ class Walk(Operations):
             return [by_x, *by_first, *by_last]
 
         self._as(outs, [x, *gate.factors, *up.factors, *down.factors], backward, kept)
-        return outs[0]
+        return self._as_base(outs[0], down, itemsize)
+
+    def _as_base(self, out: Value, linear: LinearSizes, itemsize: int) -> Value:
+        """Return an output as precise as the base's own would be: one in 4 bits gives back what it was given."""
+        given: Value = self.cast(out, itemsize) if linear.bits == 4 else out
+        return given
 
     def _as(self, outs: Sequence[Value], parents: Any, backward: Any, saved: Any) -> None:
         """Give values that are made already one way back: it runs when the gradients of all have come."""
@@ -284,9 +305,7 @@ class Walk(Operations):
                     self._buffer = self.fresh(size, width)
             return self._buffer
         if linear.bits == 4:
-            with self.ledger.making("dequantization"):
-                weight = self.fresh(size, 2)
-                return self._flat(weight, width)
+            return self._four_bit_whole(linear, width)
         return weight if weight.itemsize == width else self.fresh(weight.elements, width)
 
     def _forth(self, x: Value, read: Value, linears: Sequence[LinearSizes], width: int) -> tuple[list[Value], Value]:

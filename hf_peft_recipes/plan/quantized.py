@@ -108,7 +108,8 @@ def _layer_4bit(module: torch.nn.Linear, job: Job) -> Any:
 
     with torch.device("meta"):
         layer = bnb.nn.Linear4bit(
-            module.in_features, module.out_features, module.bias is not None, DTYPES[job.compute_bytes],
+            module.in_features, module.out_features, module.bias is not None,
+            DTYPES[job.autocast_bytes or job.four_bit_bytes],
             job.double_quantized, "nf4",
         )  # fmt: skip
     packed = torch.empty((-(-module.weight.numel() // 2), 1), dtype=torch.uint8, device="meta")
@@ -137,10 +138,10 @@ def _forward_quantized(layer: Any, job: Job) -> Any:
         if job.bits == 8:
             out = _Product8Bit.apply(x, *layer.original_shape, job.device.kind == "cuda")
             return out if layer.bias is None else out.add_(layer.bias)
-        x = x.to(DTYPES[job.compute_bytes])
+        x = x.to(DTYPES[job.autocast_bytes or job.four_bit_bytes])
         out = _Product4Bit.apply(x, *layer.original_shape)
         out = out if layer.bias is None else out + layer.bias.to(out.dtype)
-        return out if job.autocast_bytes else out.to(before)
+        return out.to(before)
 
     return forward
 

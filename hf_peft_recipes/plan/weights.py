@@ -37,6 +37,8 @@ class Model:
                 self.bytes["adapters"] += sum(sizes) * FLOAT32
             bits = job.bits if job.quantizes(tensor) else 0
             linear = LinearSizes(tensor.columns, tensor.rows, self.weights[tensor.name], None, bits, lora, dropout)
+            if bits == 4:
+                linear.compute_bytes = job.four_bit_bytes
             if bits and job.float8:
                 linear.bits, linear.float8 = 0, True
             if lora and adapter.get("use_dora"):
