@@ -283,7 +283,9 @@ def test_an_adapter_in_some_layers_only_is_not_taken_to_be_in_all():
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-@pytest.mark.parametrize("amount", ["4 feed-forwards", "1 block + 2 feed-forwards", "3 blocks"])
+@pytest.mark.parametrize(
+    "amount", ["4 feed-forwards", "1 block + 2 feed-forwards", "3 blocks", "4 blocks + offloading"]
+)
 def test_the_two_ways_agree_on_what_is_computed_again(kind, amount):
     from hf_peft_recipes.plan.trace import trace_step
 

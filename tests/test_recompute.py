@@ -36,7 +36,9 @@ LAYERS = 4
 LENGTHS = [5, 1, 40, 18, 2]
 TOKENS = torch.randint(5, 200, (1, sum(LENGTHS)), generator=torch.Generator().manual_seed(1))
 POSITIONS = torch.cat([torch.arange(length) for length in LENGTHS])[None]
-AMOUNTS = [Recompute(0, 1), Recompute(0, LAYERS), Recompute(1, 2), Recompute(LAYERS, 0)]
+AMOUNTS = [
+    Recompute(0, 1), Recompute(0, LAYERS), Recompute(1, 2), Recompute(LAYERS, 0), Recompute(LAYERS, 0, offloads=True),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,8 @@ AMOUNTS = [Recompute(0, 1), Recompute(0, LAYERS), Recompute(1, 2), Recompute(LAY
         ("1 block", Recompute(1, 0)),
         ("12 feed-forwards", Recompute(0, 12)),
         ("4 blocks + 1 feed-forward", Recompute(4, 1)),
+        ("4 blocks + offloading", Recompute(4, 0, offloads=True)),
+        ("1 block + 2 feed-forwards + offloading", Recompute(1, 2, offloads=True)),
     ],
 )
 def test_an_amount_is_read_as_it_is_written(text, amount):
@@ -57,11 +61,18 @@ def test_an_amount_is_read_as_it_is_written(text, amount):
 def test_an_amount_is_told_with_the_number_of_layers():
     assert Recompute(4, 12).of(30) == "4 of 30 blocks + 12 feed-forwards"
     assert Recompute(0, 12).of(30) == "12 of 30 feed-forwards" and NOTHING.of(30) == "off"
+    assert Recompute(30, 0, offloads=True).of(30) == "30 of 30 blocks + offloading"
 
 
 @pytest.mark.parametrize("value", ["some", "12", "4 blocks, 2 feed-forwards", "1 block + 2 blocks", True, -1])
 def test_what_is_no_amount_is_one_line(value):
     with pytest.raises(UserError, match=r"recompute = .*: auto, off, or '4 blocks \+ 12 feed-forwards' is wanted"):
+        get_recipe("lora", recompute=value)
+
+
+@pytest.mark.parametrize("value", ["offloading", "4 feed-forwards + offloading"])
+def test_only_inputs_of_blocks_are_offloaded(value):
+    with pytest.raises(UserError, match=r"what is offloaded are inputs of blocks, as in '4 blocks \+ offloading'"):
         get_recipe("lora", recompute=value)
 
 
@@ -163,6 +174,49 @@ def test_each_layer_that_is_computed_again_keeps_less(fast):
     assert kept[Recompute(LAYERS, 0)] < kept[Recompute(1, 2)] < kept[Recompute(0, 1)]
 
 
+@pytest.mark.parametrize("fast", [True, False], ids=["faster paths", "PEFT's paths"])
+def test_what_is_offloaded_is_the_input_of_each_block_and_nothing_else(fast, monkeypatch):
+    elsewhere = []
+
+    def pack(tensor):
+        elsewhere.append(tensor.numpy().copy())
+        return len(elsewhere) - 1
+
+    def hooks(pin_memory):
+        assert not pin_memory
+        return saved_tensors_hooks(pack, lambda number: torch.from_numpy(elsewhere[number].copy()))
+
+    make = lora(fast=fast, lora_dropout=0.3)
+    expected = step(make())
+    monkeypatch.setattr(recompute, "save_on_cpu", hooks)
+    model = make(Recompute(LAYERS, 0, offloads=True))
+    assert same(step(model), expected)
+    hidden = (*TOKENS.shape, model.config.hidden_size)
+    # Beside it checkpointing saves a tensor of no elements, which holds its place.
+    assert [one.shape for one in elsewhere if one.size] == [hidden] * 2 * LAYERS
+
+
+def test_a_gpu_that_all_blocks_are_too_much_for_has_their_inputs_in_the_hosts_memory():
+    options = {"max_length": 8192, "per_device_train_batch_size": 8, "recompute": "off", "evaluation.max_rows": 0}
+    estimates = Estimates(read_shape(LLAMA_8B, "x"), None)
+    found = {}
+    for kind in ("24GiB", "cpu"):
+        job = job_of("qlora", LLAMA_8B, replace(named_device(kind), bf16=True), **options)
+        blocks, offloaded = (Recompute(32, 0, offloads) for offloads in (False, True))
+        sizes = [estimates.memory(replace(job, recompute=amount)).total_bytes for amount in (blocks, offloaded)]
+        inputs = 32 * 8 * 8192 * 4096 * 2
+        assert sizes[0] - sizes[1] == (pytest.approx(inputs, rel=0.1) if kind == "24GiB" else 0)
+        for room in (sizes[0] * 1.05, sizes[0] * 0.95, sizes[0] * 0.2):
+            device = replace(job.device, memory_bytes=int(room))
+            found[kind, room] = choose(replace(job, device=device), estimates)
+    assert list(found.values())[1:3] == [Recompute(32, 0, offloads=True)] * 2
+    assert not any(amount.offloads for (kind, _), amount in found.items() if kind == "cpu")
+    assert not next(iter(found.values())).offloads
+    times = [estimates.seconds(replace(job_of("qlora", LLAMA_8B, named_device("24GiB"), **options), recompute=amount))
+             for amount in (blocks, offloaded)]  # fmt: skip
+    assert 1 < times[1] / times[0] < 1.1
+
+
 def test_a_copy_computes_with_its_own_weights():
     for amount in AMOUNTS:
         model = lora()(amount)
@@ -247,8 +301,9 @@ def test_what_is_chosen_fits_and_is_the_cheapest_and_one_less_does_not_fit(recip
     most, least = sizes[NOTHING], sizes[Recompute(layers, 0)]
     job = replace(job, device=replace(device, memory_bytes=int(most - share * (most - least))))
     found = choose(job, estimates)
+    everything = Recompute(layers, 0, offloads=kind != "cpu")
     if share > 1:
-        assert found == Recompute(layers, 0)
+        assert found == everything
         return
     assert fits(job, estimates, found)
     if share == 0:
@@ -258,7 +313,7 @@ def test_what_is_chosen_fits_and_is_the_cheapest_and_one_less_does_not_fit(recip
     filled = (1 - RESERVE) * job.device.memory_bytes
     enough = [amount for amount in every if sizes[amount] <= filled]
     if not enough:
-        assert found == Recompute(layers, 0)
+        assert found == everything
         return
     assert sizes[found] <= filled
     for fewer in (replace(found, blocks=found.blocks - 1), replace(found, feed_forwards=found.feed_forwards - 1)):

@@ -56,5 +56,5 @@ class Estimates:
 
 
 def _varied(job: Job) -> tuple[Any, ...]:
-    """Return what `fit` changes of a job that its step depends on; how much is computed again left out."""
-    return job.batch, job.accumulation > 1, job.length, job.checkpointing, job.attention, job.bits
+    """Return what `fit` changes of a job that its step depends on; how many layers are computed again left out."""
+    return job.batch, job.accumulation > 1, job.length, job.checkpointing, job.offloads, job.attention, job.bits

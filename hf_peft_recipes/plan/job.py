@@ -182,6 +182,11 @@ class Job:
         """Whether any layer is computed again."""
         return self.checkpointing or bool(self.recompute)
 
+    @property
+    def offloads(self) -> bool:
+        """Whether what blocks keep is not in the device's memory: a CPU has no other than the host's."""
+        return self.recompute.offloads and not self.on_cpu
+
     def keeping_all(self) -> Job:
         """Return the same run without anything that is computed again."""
         return replace(self, checkpointing=False, recompute=NOTHING)

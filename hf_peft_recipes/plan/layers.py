@@ -29,7 +29,8 @@ def walk_backbone(walk: Walk, model: Model, tokens: int) -> Value:
             return _layer(walk, model, at, x, cos, sin, in_part)
 
         ledger.mark()
-        hidden = walk.checkpointed(block, hidden) if layer < blocks and ledger.recording else block(hidden)
+        again = layer < blocks and ledger.recording
+        hidden = walk.checkpointed(block, hidden, job.offloads) if again else block(hidden)
     ledger.mark()
     final = "model.final_layernorm" if shape.traits.norm == "layer" else "model.norm"
     out = _norm(walk, model, final, hidden)

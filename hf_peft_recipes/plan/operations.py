@@ -284,22 +284,27 @@ class Operations:
         elements, itemsize = x.elements, x.itemsize
         return self.make(elements, itemsize, [x], lambda _: [self.fresh(elements, itemsize)])
 
-    def checkpointed(self, block: Callable[[Value], Value], x: Value) -> Value:
+    def checkpointed(self, block: Callable[[Value], Value], x: Value, offloads: bool = False) -> Value:
         """Return the block's output, all that it saves made anew on the way back (Chen et al. 2016, arXiv:1604.06174).
 
         `torch.utils.checkpoint` without re-entry: only the block's input is kept, and what
         a context holds as its attribute, which checkpointing does not see.
+
+        Args:
+            block: makes the output.
+            x: its input.
+            offloads: whether that waits elsewhere.
         """
         with self.ledger.not_recording():
             self.ledger.pinned = []
             out = block(x)
             pinned, self.ledger.pinned = self.ledger.pinned, None
-        needs = x.node is not None
+        needs, elements, itemsize = x.node is not None, x.elements, x.itemsize
 
-        def backward(g: Value, _kept: Value = x) -> list[Value | None]:
+        def backward(g: Value, _kept: Value | None = None if offloads else x) -> list[Value | None]:
             leaf = Node(self.ledger, [], None) if needs else None
-            again = Value.__new__(Value)
-            again.elements, again.itemsize, again.storage, again.node = x.elements, x.itemsize, x.storage, leaf
+            again = self.fresh(elements, itemsize) if _kept is None else _shared(_kept, elements)
+            again.node = leaf
             with self.autocasting():
                 made = block(again)
             root, made = made.node, None  # type: ignore[assignment]
@@ -308,7 +313,8 @@ class Operations:
         # A block is trained through even where its input asks for no gradient.
         out.node = Node(self.ledger, [x], backward)
         out.node.keep(pinned)
-        x.storage.move("activations")
+        if not offloads:
+            x.storage.move("activations")
         return out
 
 

@@ -83,14 +83,15 @@ def choose_for_run(
 
 
 def everything(job: Job) -> Job:
-    """Return the same run with all blocks computed again: what can be kept least."""
-    return replace(job.keeping_all(), recompute=Recompute(blocks=job.layers))
+    """Return the same run with all blocks computed again, on a GPU from the host's memory: less cannot be kept."""
+    return replace(job.keeping_all(), recompute=Recompute(job.layers, 0, offloads=not job.on_cpu))
 
 
 def choose(job: Job, estimates: Estimates) -> Recompute:
-    """Return what the job is to compute again so that it fits its device; all blocks where nothing is enough.
+    """Return what the job is to compute again so that it fits its device; all that can be where nothing is enough.
 
-    What fits as it is, is left as it is; where something has to be computed again, a reserve is left.
+    What fits as it is, is left as it is; where something has to be computed again, a reserve is left. Where all blocks
+    are not enough, their inputs go to the host's memory.
 
     Memory and time both change along a line with the number of layers, of which whole blocks and feed-forward parts are
     computed again. So the cheapest that fits lies where one of the two is none, or where the two are all layers; one
@@ -121,15 +122,17 @@ def choose(job: Job, estimates: Estimates) -> Recompute:
             low, high = (low, middle) if size(make(middle)) <= filled else (middle, high)
         return high
 
-    all_blocks, only_training = Recompute(blocks=layers), False
+    all_blocks, all_that_can_be, only_training = Recompute(blocks=layers), everything(job).recompute, False
     if size(NOTHING) <= room:
         return NOTHING
-    if size(all_blocks) > room:
+    if size(all_that_can_be) > room:
         # What loading or evaluation lacks is nothing that could be computed again; training may fit all the same.
         only_training = True
         if size(NOTHING) <= room:
             return NOTHING
-    if size(all_blocks) > filled or len(estimates.shape.layer_kinds()) > 1 or job.tells_layers_apart:
+    if size(all_blocks) > filled:
+        return all_that_can_be
+    if len(estimates.shape.layer_kinds()) > 1 or job.tells_layers_apart:
         return all_blocks
     edges: list[tuple[Callable[[int], Recompute], int]] = [
         (lambda number: Recompute(0, number), layers),

@@ -20,7 +20,6 @@ from hf_peft_recipes.plan.optimizers import optimizer_bytes
 from hf_peft_recipes.plan.shapes import Shape
 from hf_peft_recipes.plan.sizes import FLOAT32, Ledger, Stage, Value, Weight, run_backward
 from hf_peft_recipes.plan.weights import Model
-from hf_peft_recipes.spec.recompute import Recompute
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,8 @@ def walk_few(job: Job, shape: Shape) -> FewLayers:
     """
     numbers = few_of(job, shape)
     few = replace(shape, layers=sum(numbers))
-    fewer_of_each = replace(job, recompute=Recompute(*numbers[:2])) if job.recompute else job
+    amount = replace(job.recompute, blocks=numbers[0], feed_forwards=numbers[1])
+    fewer_of_each = replace(job, recompute=amount) if job.recompute else job
     sizes, ledger = _walk(fewer_of_each, few)
     model, fewer = Model(job, few), Model(job, replace(few, layers=few.layers - 1))
     trained = tuple((Counter(model.trained) - Counter(fewer.trained)).elements())

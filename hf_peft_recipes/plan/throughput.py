@@ -12,6 +12,9 @@ from hf_peft_recipes.plan.step import StepSizes
 PASSES_OF_MEMORY = 3
 """A tensor that an operation makes is written once and read about twice: on the way forward, and back."""
 
+HOST_COPY_BYTES = 25e9
+"""To the host and back, a second: most of what PCI Express 4.0 has with 16 lanes, 31.5 GB/s each way (PCI-SIG)."""
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -73,6 +76,9 @@ def expect_speed(job: Job, shape: Shape, step: StepSizes, profile: Profile) -> S
     weights = step.parts["weights"] + step.parts["weights_quantized"]
     optimizer = 3 * step.parts["optimizer"] / job.accumulation
     traffic = (PASSES_OF_MEMORY * step.made_bytes + 2 * weights + optimizer) / profile.copy_bytes
+    # Copies of blocks' inputs wait for the products before them, and these for the copies.
+    moved = 2 * job.recompute.blocks * job.tokens * shape.hidden * job.item_bytes if job.offloads else 0
+    traffic += moved / HOST_COPY_BYTES
     seconds = products + traffic
     bound = "arithmetic" if products >= traffic else "memory"
     return Speed(job.devices * job.tokens / seconds, bound, traffic / seconds, profile.source)

@@ -83,7 +83,7 @@ def time_step(job: Job, recipe: ResolvedRecipe, documents: Documents | None = No
     rows = _rows(job, documents)
     most, asked = numbers[-1], job.recompute
     # What a run may compute again is timed in all layers, one kind after the other.
-    kinds = (asked.blocks, Recompute(blocks=most)), (asked.feed_forwards, Recompute(feed_forwards=most))
+    kinds = (asked.blocks, Recompute(most, 0, asked.offloads)), (asked.feed_forwards, Recompute(feed_forwards=most))
     with quiet():
         timed = [_steps(job, recipe, number, rows, NOTHING) for number in numbers]
         again = [(number, _steps(job, recipe, most, rows, amount)) for number, amount in kinds if number]

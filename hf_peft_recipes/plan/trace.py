@@ -16,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import CONFIG_MAPPING, AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
@@ -255,6 +256,7 @@ def _stand_ins(job: Job) -> Iterator[None]:
         mock.patch.object(torch, "is_autocast_enabled", is_enabled),
         mock.patch.object(torch, "get_autocast_dtype", lambda _: torch.bfloat16),
         mock.patch.object(torch, "autocast", lambda *_, **__: nullcontext()),
+        mock.patch.object(recompute, "save_on_cpu", _elsewhere if cuda else lambda **_: nullcontext()),
     ]
     if job.item_bytes == 4:
         # Torch knows the sizes of grouped products in bfloat16 only.
@@ -277,6 +279,13 @@ def _stand_ins(job: Job) -> Iterator[None]:
         for patch in patches:
             stack.enter_context(patch)
         yield
+
+
+def _elsewhere(**_: Any) -> Any:
+    """Let what is saved be nothing, and made anew when it is asked for: it was in the host's memory."""
+    return saved_tensors_hooks(
+        lambda tensor: (tensor.shape, tensor.dtype), lambda told: torch.empty(told[0], dtype=told[1], device="meta")
+    )
 
 
 def _precise_product(tile: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,8 @@
 Of a layer either the feed-forward part alone is made anew, which is where most of its products and its widest tensors
 are, or the whole block, from its input (Chen et al. 2016, arXiv:1604.06174). The model's first layers are taken: the
 way back begins at the last ones, and what is made anew there would be beside all that is kept. What is drawn (dropout)
-is drawn alike, and the gradients are the same to the last bit.
+is drawn alike, and the gradients are the same to the last bit. What whole blocks keep, their inputs, may wait in the
+host's memory until they are asked for.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -45,14 +47,24 @@ def install(model: Any, amount: Recompute, contexts: Callable[[], Any] = noop_co
     again = partial(checkpoint, use_reentrant=False, context_fn=contexts)
     # Bound to the module, and so to a copy of it where the model is copied.
     for block in blocks:
-        block.forward = MethodType(partial(_block, again), block)
+        block.forward = MethodType(partial(_block, _offloading(again) if amount.offloads else again), block)
     for part in parts:
         part.forward = MethodType(partial(_feed_forward, again, gated_mlp.serves(part)), part)
-    return Recompute(len(blocks), len(parts))
+    return Recompute(len(blocks), len(parts), bool(blocks) and amount.offloads)
 
 
 def _is_free(module: Any) -> bool:
     return isinstance(module, torch.nn.Module) and ("forward" not in vars(module) or gated_mlp.serves(module))
+
+
+def _offloading(again: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the same with what a block keeps in the host's memory: what is saved within it, checkpointing drops."""
+
+    def elsewhere(plain: Callable[..., Any], block: Any, x: Any, *others: Any, **named: Any) -> Any:
+        with save_on_cpu(pin_memory=x.is_cuda):
+            return again(plain, block, x, *others, **named)
+
+    return elsewhere
 
 
 def _block(again: Callable[..., Any], block: Any, *inputs: Any, **named: Any) -> Any:
