@@ -109,6 +109,11 @@ class Job:
         return self.autocast_bytes or self.item_bytes
 
     @property
+    def layer_bytes(self) -> int:
+        """Bytes of the numbers that the layers' weights are multiplied in."""
+        return self.autocast_bytes or (self.four_bit_bytes if self.bits == 4 else self.item_bytes)
+
+    @property
     def on_cpu(self) -> bool:
         """Whether training runs in host memory."""
         return self.device.kind == "cpu"
@@ -164,8 +169,7 @@ class Job:
         adapter = self.adapter or {}
         plain = str(adapter.get("peft_type")).upper() == "LORA" and not adapter.get("use_dora")
         plain = plain and (self.bits != 8 or self.float8) and not self.arguments.get("fp16")
-        precise = (self.four_bit_bytes if self.bits == 4 else self.item_bytes) == FLOAT32
-        return self.takes("lora_linear") and plain and (self.autocast_bytes is not None or precise)
+        return self.takes("lora_linear") and plain and (bool(self.autocast_bytes) or self.layer_bytes == FLOAT32)
 
     @property
     def own_layers(self) -> bool:

@@ -26,6 +26,8 @@ product, 2.6 MiB for other documents in attention's way back (2.9 MiB by torch's
 and every tensor in pages of its own half of the growth is gone; what the other half is has not been found."""
 KERNELS_A_LENGTH = 10
 """Made for each new length of a document, by attention's way back, the layers' products over the row and the head."""
+KERNELS_OF_ATTENTION = 5
+"""Those among them that are of attention's way back, as many as it has products."""
 KERNELS_A_BATCH, KERNELS_A_BARE_BATCH = 10, 3
 """Made for each new batch of evaluation, with an adapter's products and without them; measured likewise."""
 SAVED_BATCHES = 4
@@ -198,7 +200,9 @@ def _kernels(job: Job, batches: int, lengths: int = 0) -> int:
     """Return what the kernels for new batches of evaluation and new lengths of documents leave behind."""
     if not job.on_cpu or job.compute_bytes == FLOAT32:
         return 0
-    made = batches * (KERNELS_A_BATCH if job.adapter else KERNELS_A_BARE_BATCH) + lengths * KERNELS_A_LENGTH
+    # Weights in 4 bits may be multiplied in float32, between attention in bfloat16.
+    a_length = KERNELS_A_LENGTH if job.layer_bytes == job.compute_bytes else KERNELS_OF_ATTENTION
+    made = batches * (KERNELS_A_BATCH if job.adapter else KERNELS_A_BARE_BATCH) + lengths * a_length
     return min(KERNELS_KEPT, made) * KERNEL_BYTES
 
 

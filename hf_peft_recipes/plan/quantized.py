@@ -109,7 +109,7 @@ def _layer_4bit(module: torch.nn.Linear, job: Job) -> Any:
     with torch.device("meta"):
         layer = bnb.nn.Linear4bit(
             module.in_features, module.out_features, module.bias is not None,
-            DTYPES[job.autocast_bytes or job.four_bit_bytes],
+            DTYPES[job.layer_bytes],
             job.double_quantized, "nf4",
         )  # fmt: skip
     packed = torch.empty((-(-module.weight.numel() // 2), 1), dtype=torch.uint8, device="meta")
@@ -138,7 +138,7 @@ def _forward_quantized(layer: Any, job: Job) -> Any:
         if job.bits == 8:
             out = _Product8Bit.apply(x, *layer.original_shape, job.device.kind == "cuda")
             return out if layer.bias is None else out.add_(layer.bias)
-        x = x.to(DTYPES[job.autocast_bytes or job.four_bit_bytes])
+        x = x.to(DTYPES[job.layer_bytes])
         out = _Product4Bit.apply(x, *layer.original_shape)
         out = out if layer.bias is None else out + layer.bias.to(out.dtype)
         return out.to(before)
