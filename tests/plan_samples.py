@@ -1,7 +1,7 @@
 """Configs of models to be planned, and the numbers of their runs."""
 
 from hf_peft_recipes import get_recipe
-from hf_peft_recipes.plan.job import make_job
+from hf_peft_recipes.plan.make_job import make_job
 
 SMALL = {
     "hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 2, "num_attention_heads": 8,

@@ -136,7 +136,7 @@ def test_a_row_is_laid_out_and_back(lengths):
 
 
 def test_the_plan_knows_the_step():
-    from hf_peft_recipes.plan.job import DOCUMENT_STEP
+    from hf_peft_recipes.plan.make_job import DOCUMENT_STEP
 
     assert DOCUMENT_STEP == STEP
 

@@ -18,7 +18,7 @@ from hf_peft_recipes.device import detect_device, named_device
 from hf_peft_recipes.embedded import MODEL_DIR
 from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.plan import plan_run
-from hf_peft_recipes.plan.job import make_job
+from hf_peft_recipes.plan.make_job import make_job
 from hf_peft_recipes.plan.memory import plan_memory
 from hf_peft_recipes.plan.recomputing import everything
 from hf_peft_recipes.plan.shapes import read_shape

@@ -11,7 +11,7 @@ from hf_peft_recipes.device import named_device
 from hf_peft_recipes.plan.documents import Documents, pack
 from hf_peft_recipes.plan.evaluating import plan_evaluation
 from hf_peft_recipes.plan.held_out import HeldOut
-from hf_peft_recipes.plan.job import make_job
+from hf_peft_recipes.plan.make_job import make_job
 from hf_peft_recipes.plan.memory import plan_memory
 from hf_peft_recipes.plan.shapes import read_shape
 from hf_peft_recipes.plan.step import walk_evaluation, walk_validation

@@ -14,7 +14,7 @@ from hf_peft_recipes.errors import UserError
 from hf_peft_recipes.measure.clock import Step
 from hf_peft_recipes.plan import timing
 from hf_peft_recipes.plan.documents import Documents
-from hf_peft_recipes.plan.job import make_job
+from hf_peft_recipes.plan.make_job import make_job
 from hf_peft_recipes.spec.recompute import Recompute
 from hf_peft_recipes.speed import speed_up
 

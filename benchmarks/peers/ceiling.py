@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_peft_recipes import get_recipe
 from hf_peft_recipes.device import detect_device
-from hf_peft_recipes.plan.job import make_job
+from hf_peft_recipes.plan.make_job import make_job
 from hf_peft_recipes.plan.profiles import find_profile, measure_cpu
 from hf_peft_recipes.plan.shapes import read_shape
 from hf_peft_recipes.plan.throughput import product_flops

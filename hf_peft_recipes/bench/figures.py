@@ -39,7 +39,7 @@ def figures_of(recipe: Recipe, model: Path, measured: Mapping[str, Any], warmup:
 
 def _utilization(recipe: Recipe, model: Path, timed: list[Step], measured: Mapping[str, Any]) -> dict[str, Any]:
     from hf_peft_recipes.plan.configs import read_config
-    from hf_peft_recipes.plan.job import make_job
+    from hf_peft_recipes.plan.make_job import make_job
     from hf_peft_recipes.plan.profiles import find_profile, measure_cpu
     from hf_peft_recipes.plan.shapes import ARCHITECTURES, read_shape
     from hf_peft_recipes.plan.throughput import product_flops

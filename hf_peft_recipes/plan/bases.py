@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hf_peft_recipes.device import Device
 from hf_peft_recipes.models import base_location
 from hf_peft_recipes.plan.configs import config_values, read_base
-from hf_peft_recipes.plan.job import Job, make_job
+from hf_peft_recipes.plan.job import Job
+from hf_peft_recipes.plan.make_job import make_job
 from hf_peft_recipes.plan.shapes import ARCHITECTURES, Shape, read_shape
 from hf_peft_recipes.plan.stored import StoredWeights, as_stored, read_stored, reconcile
 from hf_peft_recipes.spec import ResolvedRecipe

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_peft_recipes.plan.linears import LinearSizes, Walk
+from hf_peft_recipes.plan.linear_sizes import LinearSizes
+from hf_peft_recipes.plan.linears import Walk
 from hf_peft_recipes.plan.operations import INDEX
 from hf_peft_recipes.plan.sizes import FLOAT32, Node, Value
 from hf_peft_recipes.plan.weights import Model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from hf_peft_recipes.plan.job import Job
-from hf_peft_recipes.plan.linears import LinearSizes
+from hf_peft_recipes.plan.linear_sizes import LinearSizes
 from hf_peft_recipes.plan.shapes import Shape, Tensor
 from hf_peft_recipes.plan.sizes import FLOAT32, Weight
 
