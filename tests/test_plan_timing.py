@@ -38,7 +38,7 @@ def job_of(recipe, config=CONFIG, documents=None):
 def test_layers_that_were_not_timed_are_added(monkeypatch):
     # A layer takes 0.1 s, everything else 0.3 s, and a step has 64 tokens.
     monkeypatch.setattr(
-        timing, "_steps", lambda job, recipe, layers, rows, amount: [Step(0.3 + 0.1 * layers, 64, 64, 1, 64**2)] * 3
+        timing, "_steps", lambda job, recipe, layers, amount, rows: [Step(0.3 + 0.1 * layers, 64, 64, 1, 64**2)] * 3
     )
     recipe = get_recipe("lora", **QUICK)
     found = timing.time_step(job_of(recipe), recipe.resolved)
@@ -54,7 +54,7 @@ def test_layers_that_were_not_timed_are_added(monkeypatch):
 def test_what_is_computed_again_is_timed(monkeypatch):
     """A block's second time takes 0.04 s, a feed-forward part's 0.02 s."""
 
-    def steps(job, recipe, layers, rows, amount):
+    def steps(job, recipe, layers, amount, rows):
         assert amount.blocks + amount.feed_forwards in (0, layers)
         seconds = 0.3 + 0.1 * layers + 0.04 * amount.blocks + 0.02 * amount.feed_forwards
         return [Step(seconds, 64, 64, 1, 64**2)] * 3
@@ -67,12 +67,23 @@ def test_what_is_computed_again_is_timed(monkeypatch):
     assert found.recompute_factor == pytest.approx(1.14)
 
 
+def test_a_machine_that_becomes_slower_does_so_for_all(monkeypatch):
+    slower = iter((1.0, 1.1, 1.2, 1.3))
+    monkeypatch.setattr(
+        timing,
+        "_steps",
+        lambda job, recipe, layers, amount, rows: [Step((0.3 + 0.1 * layers) * next(slower), 64, 0, 0, 0)],
+    )
+    recipe = get_recipe("lora", **QUICK)
+    assert timing.time_step(job_of(recipe), recipe.resolved).step_seconds == pytest.approx(1.15)
+
+
 def test_layers_that_are_timed_are_computed_again(monkeypatch):
     asked = []
     monkeypatch.setattr(timing.recompute, "install", lambda model, amount: asked.append(amount))
     recipe = get_recipe("lora", **QUICK)
     timing.time_step(replace(job_of(recipe), recompute=Recompute(0, 2)), recipe.resolved)
-    assert asked == [Recompute(), Recompute(), Recompute(0, 4)]
+    assert asked[:3] == [Recompute(), Recompute(), Recompute(0, 4)] and asked[3:] == asked[2::-1]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +138,7 @@ def test_what_is_timed_takes_the_paths_that_a_run_takes(name, monkeypatch, tmp_p
         name, model=str(tmp_path / "model"), dataset=str(tmp_path / "rows.jsonl"), max_steps=1, certify="off", **QUICK
     )
     run.train(output_dir=tmp_path / "out")
-    assert taken == [json.loads((tmp_path / "out" / "result.json").read_text())["speed"]] * 2
+    assert taken == [json.loads((tmp_path / "out" / "result.json").read_text())["speed"]] * 4
 
 
 def test_the_rows_are_like_the_data():

@@ -36,8 +36,8 @@ from hf_peft_recipes.upstream_noise import quiet
 
 FEW, MORE = 1, 4
 """Numbers of layers that are timed where all layers are alike, of groups of layers where they take turns."""
-WARMUP, STEPS = (3, 4.0), (4, 4.0)
-"""Fewest steps, and fewest seconds, that warm up and that are timed.
+WARMUP, STEPS = (2, 3.0), (2, 3.0)
+"""Fewest steps, and fewest seconds, that warm up and that are timed, each of the two times that a model is.
 
 Kernels are made for the lengths that are met first, and the heap grows to what a step needs: of small models that takes
 longer than a step.
@@ -81,18 +81,23 @@ def time_step(job: Job, recipe: ResolvedRecipe, documents: Documents | None = No
     layers, period = int(job.config["num_hidden_layers"]), layer_period(job.config)
     numbers = (FEW * period, MORE * period) if layers > MORE * period else (layers,)
     rows = _rows(job, documents)
-    most, asked = numbers[-1], job.recompute
+    most, amount = numbers[-1], job.recompute
     # What a run may compute again is timed in all layers, one kind after the other.
-    kinds = (asked.blocks, Recompute(most, 0, asked.offloads)), (asked.feed_forwards, Recompute(feed_forwards=most))
+    kinds = (amount.blocks, Recompute(most, 0, amount.offloads)), (amount.feed_forwards, Recompute(feed_forwards=most))
+    again = [(number, kind) for number, kind in kinds if number]
+    models = [*((number, NOTHING) for number in numbers), *((most, kind) for _, kind in again)]
+    timed: dict[tuple[int, Recompute], list[Step]] = {model: [] for model in models}
     with quiet():
-        timed = [_steps(job, recipe, number, rows, NOTHING) for number in numbers]
-        again = [(number, _steps(job, recipe, most, rows, amount)) for number, amount in kinds if number]
-    kept = [_seconds_a_token(steps) for steps in timed]
+        # There and back: a machine that becomes slower meanwhile does so for all of them.
+        for model in (*models, *reversed(models)):
+            timed[model] += _steps(job, recipe, *model, rows)
+    seconds = {model: _seconds_a_token(steps) for model, steps in timed.items()}
+    kept = [seconds[number, NOTHING] for number in numbers]
     keeping_all = kept[-1]
     if len(numbers) > 1:
         keeping_all += (layers - most) * (kept[1] - kept[0]) / (most - numbers[0])
-    whole = keeping_all + sum(number * (_seconds_a_token(steps) - kept[-1]) / most for number, steps in again)
-    tokens = statistics.median(step.tokens for step in timed[-1])
+    whole = keeping_all + sum(number * (seconds[most, kind] - kept[-1]) / most for number, kind in again)
+    tokens = statistics.median(step.tokens for step in timed[most, NOTHING])
     return Timing(1 / whole, tokens * whole, numbers, whole / keeping_all)
 
 
@@ -112,7 +117,7 @@ def layer_period(config: Any) -> int:
 
 
 def _steps(
-    job: Job, recipe: ResolvedRecipe, layers: int, rows: Sequence[dict[str, list[int]]], amount: Recompute
+    job: Job, recipe: ResolvedRecipe, layers: int, amount: Recompute, rows: Sequence[dict[str, list[int]]]
 ) -> list[Step]:
     """Return the timed steps of the model with so many layers, so many of which are computed again."""
     from datasets import Dataset
