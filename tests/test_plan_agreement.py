@@ -62,21 +62,43 @@ def test_the_two_ways_agree_under_other_settings(overrides, recipe):
     assert walked.peak_bytes == pytest.approx(traced.peak_bytes, rel=AGREEMENT)
 
 
-@pytest.mark.parametrize("speed", ["auto", "off"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"speed": "off"},
+        {"bf16": False},
+        {"bf16": False, "speed": "off"},
+        {"bf16": False, "lora_dropout": 0.1},
+        {"bf16": False, "recompute": "1 block + 1 feed-forward"},
+        {"target_modules": ["q_proj", "v_proj"]},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("computed", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
-@pytest.mark.parametrize("bf16", [False, True])
-def test_the_two_ways_agree_on_what_four_bits_are_multiplied_in(bf16, stored, computed, speed):
+@pytest.mark.parametrize("kind", ["cpu", "H100"])
+def test_the_two_ways_agree_on_what_four_bits_are_multiplied_in(kind, stored, computed, overrides):
     from hf_peft_recipes.plan.trace import trace_step
 
-    config, cpu = small_config("llama"), replace(named_device("cpu"), bf16=True)
-    section = {"quantization.bnb_4bit_compute_dtype": computed}
-    job = job_of("qlora", config, cpu, bf16=bf16, dtype=stored, speed=speed, **section)
-    assert job.own_lora == (speed == "auto" and (bf16 or computed == "float32"))
+    config, device = small_config("llama"), replace(named_device(kind), bf16=True)
+    asked = {"quantization.bnb_4bit_compute_dtype": computed, "dtype": stored, **overrides}
+    job = job_of("qlora", config, device, **asked)
+    assert job.own_lora == ("speed" not in overrides and ("bf16" not in overrides or computed == "float32"))
+    assert job.layer_bytes == (4 if "bf16" in overrides and computed == "float32" else 2)
     walked, traced = walk_step(job, read_shape(config, "x")), trace_step(job)
     weights = sum(walked.parts[part] for part in ("weights", "weights_quantized", "adapters"))
     moving = walked.peak_bytes - weights, traced.peak_bytes - traced.weight_bytes
     assert moving[0] == pytest.approx(moving[1], rel=AGREEMENT)
+
+
+def test_what_four_bits_are_multiplied_in_is_read_where_it_is_said():
+    told = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    for said, found in (({}, 4), ({"bnb_4bit_compute_dtype": "bfloat16"}, 2)):
+        config = {**small_config("llama"), "quantization_config": {**told, **said}}
+        assert job_of("lora", config, named_device("cpu"), bf16=False).layer_bytes == found
+    # bitsandbytes' own choice, where nothing is said.
+    assert job_of("lora", small_config("llama"), named_device("cpu"), load_in_4bit=True, bf16=False).layer_bytes == 4
 
 
 @pytest.mark.parametrize("length", [1024, 32768])

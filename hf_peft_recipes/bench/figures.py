@@ -60,7 +60,7 @@ def _utilization(recipe: Recipe, model: Path, timed: list[Step], measured: Mappi
     attention = 2 * length * shape.query_width * shape.layers
     executed = product_flops(job, shape)
     asked = product_flops(job.keeping_all(), shape) - 0.5 * attention
-    seconds, peak = sum(step.seconds for step in timed), profile.peak_flops(job.compute_bytes)
+    seconds, peak = sum(step.seconds for step in timed), profile.peak_flops(job.layer_bytes)
     return {
         "mfu": asked * tokens / seconds / peak,
         "hfu": executed * tokens / seconds / peak,

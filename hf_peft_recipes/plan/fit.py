@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -151,10 +152,10 @@ def _changes(job: Job) -> Iterator[Change]:
             ("quantization.load_in_4bit", True),
             ("quantization.bnb_4bit_quant_type", "nf4"),
             ("quantization.bnb_4bit_use_double_quant", True),
-            ("quantization.bnb_4bit_compute_dtype", "bfloat16"),
+            ("quantization.bnb_4bit_compute_dtype", "bfloat16" if job.device.bf16 else "float32"),
         )
-        made = Change("NF4 base", settings, lambda j: replace(j, bits=4, double_quantized=True), lossy=True)
-        yield replace(made, of_weights=True)
+        four_bits = partial(replace, bits=4, double_quantized=True, four_bit_bytes=2 if job.device.bf16 else 4)
+        yield Change("NF4 base", settings, four_bits, lossy=True, of_weights=True)
     length = job.length // 2
     while length >= 256:
 

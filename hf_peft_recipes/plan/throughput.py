@@ -72,7 +72,7 @@ def expect_speed(job: Job, shape: Shape, step: StepSizes, profile: Profile) -> S
         step: its sizes.
         profile: the device's rates.
     """
-    products = product_flops(job, shape) * job.tokens / profile.product_flops(job.compute_bytes)
+    products = product_flops(job, shape) * job.tokens / profile.product_flops(job.layer_bytes)
     weights = step.parts["weights"] + step.parts["weights_quantized"]
     optimizer = 3 * step.parts["optimizer"] / job.accumulation
     traffic = (PASSES_OF_MEMORY * step.made_bytes + 2 * weights + optimizer) / profile.copy_bytes
