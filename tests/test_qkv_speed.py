@@ -135,10 +135,18 @@ def test_a_layer_that_is_asked_about_another_input_makes_it_anew(sizes):
     assert part(x).shape == x.shape and MADE not in vars(part)
 
 
+def test_a_second_installation_makes_nothing_twice(sizes):
+    plain, fast = pair()
+    for path in (rotary, qkv, rotary, qkv):
+        assert path.install(fast).parts == 2 and not path.install(fast).left
+    agree(step(fast), step(plain))
+    assert sizes == [3, 3]
+
+
 def test_what_it_cannot_take_it_says():
     assert qkv.install(pair(target_modules=["q_proj", "v_proj"])[1]).left == {"no LoRA on k_proj": 2}
     plain, fast = pair()
-    assert qkv.install(plain).left == {"q_proj is PEFT's own": 2}
+    assert qkv.install(plain).left == {"its layers are PEFT's own": 2}
     attention = attention_of(fast)
     attention.forward = lambda *some, **named: type(attention).forward(attention, *some, **named)
     taken = qkv.install(fast)

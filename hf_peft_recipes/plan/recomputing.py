@@ -83,7 +83,7 @@ def choose_for_run(
 
 
 def everything(job: Job) -> Job:
-    """Return the same run with all blocks computed again, on a GPU from the host's memory: less cannot be kept."""
+    """Return the same run with all blocks computed again, and on a GPU offloaded: it cannot keep less."""
     return replace(job.keeping_all(), recompute=Recompute(job.layers, 0, offloads=not job.on_cpu))
 
 

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from hf_peft_recipes.speed import Taken, sort_out
-from hf_peft_recipes.speed.lora_layers import as_base, is_lora, projections_of, why_not_plain
+from hf_peft_recipes.speed.lora_layers import as_base, has_lora, projections_of, why_not_all_plain
 from hf_peft_recipes.speed.lora_products import Ways, back, by_input, flat, forth, ways_of
 from hf_peft_recipes.speed.modules import is_hooked, is_replaced, is_written
 
@@ -76,7 +76,7 @@ class GatedMlp(torch.autograd.Function):
 
 def install(model: Any) -> Taken:
     """Let each gated block, all of whose layers are plain LoRA layers, be one function."""
-    blocks = {module: _why_not(module) for module in model.modules() if _has_lora(module)}
+    blocks = {module: _why_not(module) for module in model.modules() if has_lora(module, _PARTS)}
     for block, reason in blocks.items():
         if reason is None:
             block.forward = MethodType(_forward, block)
@@ -108,17 +108,9 @@ def serves(block: Any) -> bool:
     return getattr(vars(block).get("forward"), "__func__", None) is _forward
 
 
-def _has_lora(module: Any) -> bool:
-    return any(is_lora(getattr(module, name, None)) for name in _PARTS)
-
-
 def _why_not(block: Any) -> str | None:
-    for name in _PARTS:
-        layer = getattr(block, name, None)
-        if not is_lora(layer):
-            return f"no LoRA on {name}"
-        if reason := why_not_plain(layer):
-            return reason
+    if reason := why_not_all_plain(block, _PARTS):
+        return reason
     if is_replaced(block):
         return "another's function stands in the block's place"
     if hasattr(block, "_hf_hook"):

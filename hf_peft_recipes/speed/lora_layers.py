@@ -67,6 +67,22 @@ def why_not_plain(layer: Any) -> str | None:
     return f"the adapter is a {', '.join(sorted(variants))}" if variants else None
 
 
+def has_lora(module: Any, names: Sequence[str]) -> bool:
+    """Return whether any of a module's layers by these names has LoRA of any kind."""
+    return any(is_lora(getattr(module, name, None)) for name in names)
+
+
+def why_not_all_plain(module: Any, names: Sequence[str]) -> str | None:
+    """Return why a module's layers by these names are no one function; None where all are plain LoRA layers."""
+    for name in names:
+        layer = getattr(module, name, None)
+        if not is_lora(layer):
+            return f"no LoRA on {name}"
+        if reason := why_not_plain(layer):
+            return reason
+    return None
+
+
 def _is_nf4(base: Any) -> bool:
     state = getattr(getattr(base, "weight", None), "quant_state", None)
     return type(base).__name__ == "Linear4bit" and state is not None and state.quant_type == "nf4"

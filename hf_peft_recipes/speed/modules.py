@@ -20,6 +20,23 @@ def is_replaced(module: torch.nn.Module) -> bool:
     return own is not None and not code.startswith(__name__.rpartition(".")[0])
 
 
+def forward_of(module: torch.nn.Module) -> Any:
+    """Return the function that runs when the module is called: a path's, or its class's."""
+    own = vars(module).get("forward")
+    return type(module).forward if own is None else getattr(own, "__func__", own)
+
+
+def mark(function: Any, path: str, around: Any = None) -> Any:
+    """Return a function that tells `is_marked` of a path, and of those in the function that it goes around."""
+    function.paths = {path, *getattr(around, "paths", ())}
+    return function
+
+
+def is_marked(module: torch.nn.Module, path: str) -> bool:
+    """Return whether the module takes the path already: it is not to be taken twice."""
+    return path in getattr(forward_of(module), "paths", ())
+
+
 def is_written(function: Any, lines: tuple[str, ...]) -> bool:
     """Return whether all these lines stand in a function's source; code without a source says nothing.
 

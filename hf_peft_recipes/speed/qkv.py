@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from hf_peft_recipes.speed import Taken, sort_out
-from hf_peft_recipes.speed.lora_layers import is_lora, projections_of, why_not_plain
+from hf_peft_recipes.speed.lora_layers import has_lora, projections_of, why_not_all_plain
 from hf_peft_recipes.speed.lora_linear import MADE, serves, together
-from hf_peft_recipes.speed.modules import is_replaced, is_written
+from hf_peft_recipes.speed.modules import forward_of, is_marked, is_replaced, is_written, mark
 
+_PATH = "qkv"
 _PARTS = ("q_proj", "k_proj", "v_proj")
 _CODE = tuple(f"self.{name}(hidden_states)" for name in _PARTS)
 """What all attention layers that are meant here do, in transformers' words, whatever they do then."""
@@ -24,11 +25,11 @@ _CODE = tuple(f"self.{name}(hidden_states)" for name in _PARTS)
 
 def install(model: Any) -> Taken:
     """Let each attention layer have its queries, keys and values made together; its three layers are ours already."""
-    layers = {module: _why_not(module) for module in model.modules() if _has_lora(module)}
+    layers = {module: _why_not(module) for module in model.modules() if has_lora(module, _PARTS)}
     for layer, reason in layers.items():
-        if reason is None:
-            own = vars(layer).get("forward")
-            layer.forward = MethodType(_with_one_function(own.__func__ if own else type(layer).forward), layer)
+        if reason is None and not is_marked(layer, _PATH):
+            attend = forward_of(layer)
+            layer.forward = MethodType(mark(_with_one_function(attend), _PATH, attend), layer)
     return sort_out(layers.values())
 
 
@@ -50,19 +51,11 @@ def _with_one_function(attend: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def _has_lora(module: Any) -> bool:
-    return any(is_lora(getattr(module, name, None)) for name in _PARTS)
-
-
 def _why_not(layer: Any) -> str | None:
-    for name in _PARTS:
-        part = getattr(layer, name, None)
-        if not is_lora(part):
-            return f"no LoRA on {name}"
-        if reason := why_not_plain(part):
-            return reason
-        if not serves(part):
-            return f"{name} is PEFT's own"
+    if reason := why_not_all_plain(layer, _PARTS):
+        return reason
+    if not all(serves(getattr(layer, name)) for name in _PARTS):
+        return "its layers are PEFT's own"
     if is_replaced(layer):
         return "another's function stands in the layer's place"
     return None if is_written(type(layer).forward, _CODE) else f"{type(layer).__name__} asks for them in another way"

@@ -15,8 +15,9 @@ from torch.autograd.function import once_differentiable
 
 from hf_peft_recipes.speed import Taken, sort_out
 from hf_peft_recipes.speed.lora_layers import DTYPES
-from hf_peft_recipes.speed.modules import is_written
+from hf_peft_recipes.speed.modules import is_marked, is_written, mark
 
+_PATH = "rotary"
 _NAME = "apply_rotary_pos_emb"
 _CODE = {
     _NAME: ("q_embed = (q * cos) + (rotate_half(q) * sin)", "k_embed = (k * cos) + (rotate_half(k) * sin)"),
@@ -64,8 +65,8 @@ def install(model: Any) -> Taken:
     """Let each attention layer turn its queries and keys by one function."""
     layers = {module: _why_not(module) for module in model.modules() if _rotates(module)}
     for layer, reason in layers.items():
-        if reason is None:
-            layer.forward = MethodType(_with_rotary(type(layer).forward), layer)
+        if reason is None and not is_marked(layer, _PATH):
+            layer.forward = MethodType(mark(_with_rotary(type(layer).forward), _PATH), layer)
     return sort_out(layers.values())
 
 
@@ -76,6 +77,8 @@ def _rotates(module: Any) -> bool:
 
 def _why_not(layer: Any) -> str | None:
     names = type(layer).forward.__globals__
+    if is_marked(layer, _PATH):
+        return None
     if "forward" in vars(layer):
         return "another's function stands in the layer's place"
     if not all(is_written(names.get(name), lines) for name, lines in _CODE.items()):
